@@ -70,7 +70,7 @@ from cryprq_proxy.session import (
     retention,
     session,
     session_credit,
-    stream_table,
+    stream_numbers,
     turns,
     verdict,
     windows,
@@ -689,7 +689,7 @@ NUMBERS: dict[str, list[float]] = {
         relay.READS,
         socks_udp.READS,
     ],
-    "streams whose end the peer owes": [stream_table.MAX_AWAITED],
+    "streams whose end the peer owes": [stream_numbers.MAX_AWAITED],
     "small frames that the peer does not acknowledge": [session.MAX_SMALL],
     "datagrams waiting for the carrier; packets": [session.DATAGRAM_QUEUE, session.PACKET_QUEUE],
     "lane keys kept; split packets of which a part has come": [

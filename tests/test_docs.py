@@ -62,7 +62,7 @@ from cryprq_proxy.session.reassembly import MAX_PIECES, MAX_SESSION_PIECES
 from cryprq_proxy.session.records import MAX_RECORD, RecordOpener, RecordSealer
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, PACKET_QUEUE
 from cryprq_proxy.session.session_credit import INITIAL_CREDIT
-from cryprq_proxy.session.stream_table import INITIAL_STREAMS
+from cryprq_proxy.session.stream_numbers import INITIAL_STREAMS
 from cryprq_proxy.session.verdict import MAX_VERDICT
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol

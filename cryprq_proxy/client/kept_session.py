@@ -32,8 +32,8 @@ from ..lane.slices import Shape
 from ..session.path import SessionPath
 from ..session.retention import MemoryBudget, SlotPool
 from ..session.session import RESUME_SECONDS, Session
+from ..session.session_events import Refused, ignore_address
 from ..session.status import Totals
-from ..session.stream_table import Refused, ignore_address
 from ..session.streams import Stream
 from ..session.turns import TurnBudget
 from ..session.windows import WindowBudget

@@ -19,8 +19,8 @@ from ..carriers.carrier import Carrier
 from ..carriers.lane.packet_link import PacketLink
 from ..errors import CloseReason, PeerError
 from ..session.session import Session
+from ..session.session_events import Refused
 from ..session.status import Totals
-from ..session.stream_table import Refused
 from ..session.streams import Stream
 
 _log = logging.getLogger(__name__)

@@ -33,7 +33,8 @@ from .path_keys import CarrierKeys, PathKeys
 from .retention import MemoryBudget, PathLog, Retention, SlotPool, Unit
 from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
-from .stream_table import ENDED, AcceptStream, SessionEvents, StreamTable, refuse_streams
+from .session_events import SessionEvents
+from .stream_table import ENDED, AcceptStream, StreamTable, refuse_streams
 from .streams import Half, Stream, StreamHandler
 from .turns import DROPS_PER_UNIT, END_WORK, FRAME_WORK, TurnBudget
 from .windows import WindowBudget, WindowPool
@@ -353,7 +354,7 @@ class Session:
     @property
     def last_stream(self) -> int:
         """The number of the newest stream."""
-        return self.table.last
+        return self.table.numbers.last
 
     def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
         """Request a stream, at the dialler. Data may be sent before `handler.opened` is called.
@@ -396,7 +397,7 @@ class Session:
             self.current.wake()
 
     def send(self, frame: bytes) -> None:
-        """See Outbox in stream_table.py."""
+        """See outbox.py."""
         self.retention.append(frame)
         self.wake()
 

@@ -1,43 +1,31 @@
-"""The streams of a session by number: how they begin, what comes for them, how they end.
+"""The streams of a session that live: how they begin, what comes for them, how they end.
 
-Only the dialler opens streams. Their numbers rise and are never used again. The exit remembers which ones it has seen
-(number_set.py): what comes for one that has ended is a late copy, what comes for one that never was breaks the
-protocol.
-
-A stream that has ended here while the peer's end is still to come is *awaited*: what comes for it is counted, so that
-both sides agree on the credit of the session, and dropped.
+What comes for others is a matter of their numbers (stream_numbers.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from ..address import Destination
 from ..base.faults import Faults
-from ..errors import CloseReason, PeerError, StreamReason, StreamRefused
+from ..errors import CloseReason, PeerError, StreamReason
 from . import wire
 from .control_rates import ControlRates
-from .number_set import NumberSet
+from .outbox import NOWHERE, Outbox
 from .reassembly import PieceBudget, Reassembly
 from .retention import SlotPool
 from .scheduler import Scheduler
 from .session_credit import INITIAL_CREDIT, SessionCredit
+from .session_events import SessionEvents, nothing
+from .stream_numbers import MOVED_END, StreamNumbers
 from .streams import Half, Stream, StreamHandler
 from .turns import DATAGRAM_WORK, FRAME_COSTS, TurnBudget
 from .windows import WindowPool
 from .wire import StreamProtocol
 
-MAX_AWAITED: Final = 65_536
-"""Largest number of streams that have ended here and whose end the peer has not sent yet."""
-INITIAL_STREAMS: Final = 16_384
-"""Streams that may be opened before the first STREAMS frame."""
-_MOVED_END: Final = "the peer changed where a stream ends"
-
-type Refused = Callable[[Stream, StreamReason, bool], bool]
-"""Called at the dialler when the exit refused a stream; True as third argument: nothing was sent on it. If it returns
-True, the stream's handler is not called."""
 type AcceptStream = Callable[[Stream], None]
 """Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
 then or later."""
@@ -46,40 +34,6 @@ then or later."""
 def refuse_streams(stream: Stream) -> None:
     """The dialler's AcceptStream: an exit may not open streams."""
     raise PeerError(CloseReason.PROTOCOL, "the exit tried to open a stream")
-
-
-class SessionEvents:
-    """What a session tells its owner, besides the handlers of its streams. Each is replaced by its listener."""
-
-    __slots__ = ("advertised", "goaway", "idle", "opened", "refused", "renewed")
-
-    def __init__(self) -> None:
-        self.opened: Callable[[Stream], None] = _ignore_stream
-        """At the dialler: the exit has connected the destination of a stream, whose handler is called next."""
-        self.refused: Refused = _not_handled
-        self.goaway: Callable[[], None] = _nothing
-        """At the dialler: the exit takes no new streams of this session."""
-        self.advertised: Callable[[Destination], None] = ignore_address
-        """At the dialler: the exit says where it is reached itself."""
-        self.idle: Callable[[], None] = _nothing
-        """The session may have become idle; called in the middle of its work."""
-        self.renewed: Callable[[], None] = _nothing
-        """The secrets by which a path joins have changed."""
-
-
-class Outbox(Protocol):
-    """Where a table puts its frames (session.py)."""
-
-    def send(self, frame: bytes, /) -> None:
-        """A frame of a stream, in its turn."""
-
-    def send_control(self, frame: bytes, /) -> None:
-        """A control frame of the session, next."""
-
-    def send_datagram(
-        self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
-    ) -> None: ...
-    def wake(self) -> None: ...
 
 
 class StreamTable:
@@ -104,20 +58,14 @@ class StreamTable:
     ) -> None:
         self._outbox = outbox
         self.dialler = dialler
-        self._most = most
-        self._at_once = max(most, INITIAL_STREAMS)
-        """Streams that the dialler may have opened whose ends are to come."""
         self.scheduler = scheduler
         self.windows = windows
         self.slots = slots
         self.turn = turn
-        self._rates = rates
         self.events = events
         self.accept_stream = accept_stream
         self.now = now
         self.live: dict[int, Stream] = {}
-        self.awaited: dict[int, int] = {}
-        """With the highest offset that came."""
         self.refused: Counter[StreamReason] = Counter()
         """Streams that the exit refused; both sides count them."""
         self.bytes_received = 0
@@ -128,15 +76,9 @@ class StreamTable:
         """Streams that wait for credit of the session."""
         self.received_credit = SessionCredit(window_pool)
         self.pieces = PieceBudget()
-        self.opens = 0
-        """Streams that were opened since the session began."""
-        self.may_open = INITIAL_STREAMS
-        """How many may be."""
-        self._first = last_stream + 1
-        self.last = last_stream
-        """The number of the newest stream."""
-        self._seen = NumberSet()
-        """At the exit: the numbers of all streams so far."""
+        self.numbers = StreamNumbers(
+            dialler=dialler, most=most, last_stream=last_stream, rates=rates, credit=self.received_credit
+        )
         self.faults = Faults("resets a stream")
 
     @property
@@ -148,15 +90,8 @@ class StreamTable:
 
     def open(self, protocol: StreamProtocol, destination: Destination, handler: StreamHandler) -> Stream:
         """Request a stream, at the dialler. Raises StreamRefused (LIMIT) if there are too many."""
-        if (
-            len(self.live) + len(self.awaited) >= self._most
-            or self.opens >= self.may_open
-            or self.last >= wire.MAX_STREAM
-        ):
-            raise StreamRefused(StreamReason.LIMIT)
-        self.last += 1
-        self.opens += 1
-        stream = Stream(self, self.last, protocol, destination, handler, self.now)
+        number = self.numbers.next(len(self.live))
+        stream = Stream(self, number, protocol, destination, handler, self.now)
         self.live[stream.id] = stream
         self._renew_credit()
         self._outbox.send(wire.encode_open(stream.id, protocol, destination))
@@ -165,19 +100,15 @@ class StreamTable:
     def receive_open(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
         if self.dialler:
             raise PeerError(CloseReason.PROTOCOL, "the exit opened a stream")
-        if not self._seen.add(id):
-            self._rates.late(wire.OPEN, self.now)
+        numbers = self.numbers
+        if not numbers.take(id, self.now):
             return
-        self.opens += 1
-        if self.opens > self.may_open or len(self.awaited) > MAX_AWAITED:
-            raise PeerError(CloseReason.LIMIT, "the peer opens more streams than it may")
-        self.last = max(self.last, id)
         stream = Stream(self, id, protocol, destination, UNBORN, self.now)
         self.live[id] = stream
-        if len(self.live) + len(self.awaited) > self._most:
+        if numbers.too_many(len(self.live)):
             self.send_refused(stream, StreamReason.LIMIT)
             return
-        if self.opens == 1:
+        if numbers.opens == 1:
             self._renew_count()
         self._renew_credit()
         try:
@@ -191,7 +122,7 @@ class StreamTable:
         self._from_exit("accepted")
         stream = self.live.get(id)
         if stream is None:
-            self._late(wire.OPENED, id)
+            self.numbers.late(wire.OPENED, id, self.now)
         elif not stream.opened:
             self._connected(stream)
 
@@ -209,7 +140,7 @@ class StreamTable:
         self._from_exit("refused")
         stream = self.live.get(id)
         if stream is None:
-            self._end_awaited(wire.REFUSED, id, 0)
+            self._late_end(wire.REFUSED, id, 0)
             return
         if stream.opened:
             raise PeerError(CloseReason.PROTOCOL, "the exit refused a stream that it had accepted")
@@ -237,10 +168,11 @@ class StreamTable:
         if stream is not None and not stream.opened:
             stream = self._opened_by(stream)
         if stream is None:
-            self._receive_late_data(id, end)
+            self.numbers.late_data(id, end, self.now)
+            self._renew_credit()
             return
         if stream.final is not None and end > stream.final:
-            raise PeerError(CloseReason.PROTOCOL, _MOVED_END)
+            raise PeerError(CloseReason.PROTOCOL, MOVED_END)
         if end > stream.received and not self._take(stream, end):
             return
         if offset == stream.delivered and stream.pieces is None:
@@ -256,7 +188,7 @@ class StreamTable:
         if stream is not None and not stream.opened:
             stream = self._opened_by(stream)
         if stream is None:
-            self._end_awaited(wire.FIN, id, final)
+            self._late_end(wire.FIN, id, final)
             return
         self._set_final(stream, final)
         if final > stream.received and not self._take(stream, final):
@@ -286,7 +218,7 @@ class StreamTable:
     def _set_final(stream: Stream, final: int) -> None:
         """Raises PeerError if it was another one, or more has come."""
         if final < stream.received or (stream.final is not None and final != stream.final):
-            raise PeerError(CloseReason.PROTOCOL, _MOVED_END)
+            raise PeerError(CloseReason.PROTOCOL, MOVED_END)
         stream.final = final
 
     def _deliver(self, stream: Stream, payload: memoryview) -> None:
@@ -330,7 +262,7 @@ class StreamTable:
     def receive_reset(self, id: int, reason: StreamReason, final: int) -> None:
         stream = self.live.get(id)
         if stream is None:
-            self._end_awaited(wire.RESET, id, final)
+            self._late_end(wire.RESET, id, final)
             return
         self._set_final(stream, final)
         if final > stream.announced:
@@ -350,7 +282,7 @@ class StreamTable:
             return
         stream = self.live.get(id)
         if stream is None:
-            self._late(wire.WINDOW, id)
+            self.numbers.late(wire.WINDOW, id, self.now)
         elif stream.raise_send_limit(limit):
             self.scheduler.wait(stream)
             self.wake()
@@ -372,12 +304,12 @@ class StreamTable:
 
     def receive_streams(self, count: int) -> None:
         self._from_exit("allowed")
-        self.may_open = max(self.may_open, count)
+        self.numbers.allow(count)
 
     def receive_datagram(self, id: int, destination: Destination, payload: memoryview) -> None:
         stream = self.live.get(id)
         if stream is None:
-            self._late(wire.DATAGRAM, id)
+            self.numbers.late(wire.DATAGRAM, id, self.now)
         elif stream.protocol is not StreamProtocol.UDP:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent a datagram on a stream of bytes")
         else:
@@ -474,7 +406,7 @@ class StreamTable:
     def _end(self, stream: Stream) -> None:
         """End both halves on this side; wait for the peer's end unless it came already."""
         if stream.receive_half is not Half.CLOSED and stream.final is None:
-            self.awaited[stream.id] = stream.received
+            self.numbers.awaited[stream.id] = stream.received
         self._remove(stream)
         stream.handler = ENDED
 
@@ -504,37 +436,11 @@ class StreamTable:
         if not self.live:
             self.events.idle()
 
-    def _receive_late_data(self, id: int, end: int) -> None:
-        highest = self.awaited.get(id)
-        if highest is None:
-            self._late(wire.DATA, id)
-        elif end > highest:
-            self._discard(id, highest, end)
-
-    def _end_awaited(self, kind: int, id: int, final: int) -> None:
-        """A FIN, RESET or REFUSED for a stream that has ended here."""
-        highest = self.awaited.get(id)
-        if highest is None:
-            self._late(kind, id)
-            return
-        if final < highest:
-            raise PeerError(CloseReason.PROTOCOL, _MOVED_END)
-        self._discard(id, highest, final)
-        del self.awaited[id]
-        self._renew_count()
-
-    def _discard(self, id: int, highest: int, end: int) -> None:
-        """Bytes came, or never will, that nobody takes."""
-        self.received_credit.take(end - highest)
-        self.received_credit.consumed += end - highest
-        self.awaited[id] = end
+    def _late_end(self, kind: int, id: int, final: int) -> None:
+        """A FIN, RESET or REFUSED for a stream that does not live."""
+        self.numbers.late_end(kind, id, final, self.now)
         self._renew_credit()
-
-    def _late(self, kind: int, id: int) -> None:
-        """A frame for a stream that is not there: it must have been."""
-        if not (self._first <= id <= self.last if self.dialler else id in self._seen):
-            raise PeerError(CloseReason.PROTOCOL, "the peer sent a frame for an unknown stream")
-        self._rates.late(kind, self.now)
+        self._renew_count()
 
     def count_consumed(self, stream: Stream) -> None:
         self._give_back(stream, stream.consumed_bytes)
@@ -550,14 +456,11 @@ class StreamTable:
             self._outbox.send_control(wire.encode_window(0, limit))
 
     def _renew_count(self) -> None:
-        """At the exit: streams have ended, so others may be opened; or it takes more than INITIAL_STREAMS anyway. One
-        that takes fewer refuses those beyond, and says so no more often: STREAMS is a control frame."""
-        if self.dialler:
-            return
-        count = self.opens - len(self.live) - len(self.awaited) + self._at_once
-        if count - self.may_open >= self._at_once >> 2:
-            self.may_open = count
-            self._outbox.send_control(wire.encode_number(wire.STREAMS, count))
+        """At the exit: see to it that the dialler may open as many as there is room for."""
+        if not self.dialler:
+            count = self.numbers.next_count(len(self.live))
+            if count is not None:
+                self._outbox.send_control(wire.encode_number(wire.STREAMS, count))
 
     def clear(self) -> list[Stream]:
         """The session ended: forget all streams, whose handlers are still to be told. Returns them."""
@@ -570,45 +473,14 @@ class StreamTable:
             if stream.pieces is not None:
                 stream.pieces.clear()
                 stream.pieces = None
-        self.awaited.clear()
+        self.numbers.awaited.clear()
         self.windows_due.clear()
         self._starved.clear()
         # None of these may keep the session in memory: it would wait for a collection of garbage.
-        self._outbox = _NOWHERE
+        self._outbox = NOWHERE
         self.accept_stream = refuse_streams
-        self.events.renewed = _nothing
+        self.events.renewed = nothing
         return streams
-
-
-class _Nowhere:
-    """The Outbox of a session that has ended."""
-
-    def send(self, frame: bytes, /) -> None: ...
-    def send_control(self, frame: bytes, /) -> None: ...
-    def send_datagram(
-        self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
-    ) -> None: ...
-    def wake(self) -> None: ...
-
-
-_NOWHERE: Final = _Nowhere()
-
-
-def _nothing() -> None:
-    """An event that nobody waits for."""
-
-
-def _ignore_stream(stream: Stream) -> None:
-    """`opened` by default."""
-
-
-def ignore_address(address: Destination) -> None:
-    """`advertised` by default."""
-
-
-def _not_handled(stream: Stream, reason: StreamReason, untouched: bool) -> bool:
-    """`refused` by default: leave a refused stream to its handler."""
-    return False
 
 
 ENDED: Final = StreamHandler()

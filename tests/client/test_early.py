@@ -128,7 +128,7 @@ async def test_what_the_client_knows_it_says_precisely(here: Place) -> None:
     client = await up(here, "eager", wait_for_link=0.05)
     session = client._kept.session
     assert session is not None
-    session.table.last = MAX_STREAM
+    session.table.numbers.last = MAX_STREAM
     assert ask(client, here.echo).events == [("refused", StreamReason.LIMIT)]
     await client.stop()
     assert ask(client, here.echo).events == [("refused", StreamReason.LINK_DOWN)]

@@ -152,7 +152,7 @@ async def test_numbers_begin_again_before_they_end(here: Place) -> None:
     client = await up(here)
     session = client._kept.session
     assert session is not None
-    session.table.last = MAX_STREAM >> 1
+    session.table.numbers.last = MAX_STREAM >> 1
     await left(here, client)
     assert (await opened(client, here.echo)).stream.id == (MAX_STREAM >> 1) + 1  # type: ignore[union-attr]
     await left(here, client)

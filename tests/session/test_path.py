@@ -258,7 +258,7 @@ def test_an_open_goes_again_where_another_path_takes_over() -> None:
     on.settle()
     assert served[0].received == b"early and late"
     assert [on.link.served[app.stream.id] for app in apps] == served, "each was opened once"  # type: ignore[union-attr]
-    assert on.exit.table.opens == 4
+    assert on.exit.table.numbers.opens == 4
 
 
 def test_an_open_that_is_acknowledged_does_not_go_again() -> None:
@@ -283,7 +283,7 @@ def test_a_stream_that_was_reset_before_its_open_came_is_opened_and_ends() -> No
     assert on.link.served[app.stream.id].events == [("reset", StreamReason.CANCELLED)]
     on.release(on.first)
     on.advance(1.0)
-    assert list(on.exit.streams) == [1] and not on.exit.table.awaited
+    assert list(on.exit.streams) == [1] and not on.exit.table.numbers.awaited
 
 
 def test_a_refusal_by_one_path_ends_what_another_one_still_carries() -> None:
@@ -302,7 +302,7 @@ def test_a_refusal_by_one_path_ends_what_another_one_still_carries() -> None:
     assert app.events == [("refused", StreamReason.NOT_ALLOWED)]
     on.release(on.first)
     on.advance(1.0)
-    assert not on.exit.table.awaited and list(on.client.streams) == list(on.exit.streams) == [1]
+    assert not on.exit.table.numbers.awaited and list(on.client.streams) == list(on.exit.streams) == [1]
 
 
 # --- acknowledgements ---

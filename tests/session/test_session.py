@@ -17,7 +17,7 @@ from cryprq_proxy.session.path import ACK_DELAY, FILL_MINIMUM, SessionPath
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener
 from cryprq_proxy.session.rotation import NEVER
 from cryprq_proxy.session.session import DATAGRAM_QUEUE, MAX_SMALL, Session
-from cryprq_proxy.session.stream_table import INITIAL_STREAMS, MAX_AWAITED
+from cryprq_proxy.session.stream_numbers import INITIAL_STREAMS, MAX_AWAITED
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.frames import SMALL_FRAMES
@@ -273,7 +273,7 @@ def held(session: Session) -> int:
     """Everything that a peer could make longer."""
     return (
         len(session.table.windows_due)
-        + len(session.table.awaited)
+        + len(session.table.numbers.awaited)
         + len(session.streams)
         + session.table.pieces.used
         + len(session.scheduler._waiting)
@@ -416,7 +416,7 @@ def test_opening_without_ending_is_bounded(acknowledges: bool) -> None:
     """It never answers a refusal."""
     link = Link(session_limits(streams=10))
     assert churn(link, ends=False, acknowledges=acknowledges).reason is CloseReason.LIMIT
-    assert len(link.exit.table.awaited) <= INITIAL_STREAMS
+    assert len(link.exit.table.numbers.awaited) <= INITIAL_STREAMS
 
 
 def test_ends_that_are_awaited_are_bounded_however_many_streams_there_may_be() -> None:
@@ -426,7 +426,7 @@ def test_ends_that_are_awaited_are_bounded_however_many_streams_there_may_be() -
 
     link = Link(session_limits(streams=200_000, retained=1 << 26), serve=refuse)
     assert churn(link, ends=False, acknowledges=True).reason is CloseReason.LIMIT
-    assert len(link.exit.table.awaited) == MAX_AWAITED + 1
+    assert len(link.exit.table.numbers.awaited) == MAX_AWAITED + 1
 
 
 def test_what_a_peer_does_not_acknowledge_is_bounded() -> None:

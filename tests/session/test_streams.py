@@ -123,7 +123,7 @@ def test_more_streams_than_the_exit_allows() -> None:
         [("refused", StreamReason.LIMIT)],
         [("refused", StreamReason.LIMIT)],
     ]
-    assert len(link.served) == 2 and not link.exit.table.awaited
+    assert len(link.served) == 2 and not link.exit.table.numbers.awaited
     for app in apps[:2]:
         app.say(b"", finish=True)
     for served in link.served.values():
@@ -135,7 +135,7 @@ def test_more_streams_than_the_exit_allows() -> None:
 
 def test_numbers_of_streams_are_used_once() -> None:
     link = Link()
-    link.client.table.last = wire.MAX_STREAM - 1
+    link.client.table.numbers.last = wire.MAX_STREAM - 1
     last = link.open()
     link.quiesce()
     assert last.events == [("opened",)]
@@ -414,7 +414,7 @@ def test_no_stream_has_the_number_0(side: str) -> None:
 
 def test_a_number_that_was_left_out_never_was() -> None:
     link = Link()
-    link.client.table.last = 4
+    link.client.table.numbers.last = 4
     link.pair()
     for id in (1, 4):
         assert broken(link, link.exit, data(id)) is CloseReason.PROTOCOL
@@ -449,11 +449,11 @@ def test_frames_for_a_stream_that_has_ended_are_late_and_ignored(side: str, end:
         assert broken(link, victim, LATE[name](1)) is CloseReason.PROTOCOL
         return
     events = [list(app.events) for app in (one, other)]
-    left = victim.table._rates._late
+    left = victim.table.numbers._rates._late
     link.forge(victim, LATE[name](1))
-    assert victim.table._rates._late == left - 1, "it is counted"
+    assert victim.table.numbers._rates._late == left - 1, "it is counted"
     assert [app.events for app in (one, other)] == events
-    assert not victim.streams and not victim.table.awaited
+    assert not victim.streams and not victim.table.numbers.awaited
     assert not victim.retention.waits, "nobody is answered"
 
 
@@ -469,7 +469,7 @@ def test_a_second_open_opens_nothing() -> None:
     link.quiesce()
     link.forge(link.exit, open, open)
     assert not link.exit.streams and link.served == {1: other}
-    assert link.exit.table.opens == 1
+    assert link.exit.table.numbers.opens == 1
     link.assert_clean()
 
 
@@ -564,7 +564,7 @@ def half_sent(side: str, *, awaited: bool = False) -> tuple[Link, Session]:
         stream = apps[side == "exit"].stream
         assert stream is not None
         stream.reset(GENERAL)
-        assert victim.table.awaited == {1: 10}
+        assert victim.table.numbers.awaited == {1: 10}
     return link, victim
 
 
@@ -583,7 +583,7 @@ def test_an_awaited_end_ends_the_wait(side: str, ending: str, final: int) -> Non
     """Both sides then agree on how many bytes the session's credit has been used for."""
     link, victim = half_sent(side, awaited=True)
     link.forge(victim, ENDINGS[ending](final))
-    assert not victim.table.awaited
+    assert not victim.table.numbers.awaited
     credit = victim.table.received_credit
     assert credit.received == credit.consumed == final
     link.forge(victim, ENDINGS[ending](final))
@@ -597,7 +597,7 @@ def test_a_refusal_ends_at_the_first_byte() -> None:
     assert app.stream is not None
     app.stream.reset(GENERAL)
     link.forge(link.client, wire.encode_refused(1, GENERAL))
-    assert not link.client.table.awaited
+    assert not link.client.table.numbers.awaited
     link, _ = half_sent("client", awaited=True)
     assert broken(link, link.client, wire.encode_refused(1, GENERAL)) is CloseReason.PROTOCOL
 
@@ -663,7 +663,7 @@ def test_of_an_end_before_its_bytes_this_side_gives_all_back_when_it_ends(side: 
     link.forge(victim, fin(1, 20))
     victim.streams[1].reset(GENERAL)
     credit = victim.table.received_credit
-    assert credit.received == credit.consumed == 20 and not victim.table.awaited
+    assert credit.received == credit.consumed == 20 and not victim.table.numbers.awaited
     link.forge(victim, data(1, 10, 10))
     assert credit.received == credit.consumed == 20
 
@@ -678,7 +678,7 @@ def test_a_handler_may_reset_when_the_first_bytes_open_its_stream(frame: bytes) 
     app.opened = lambda: stream.reset(GENERAL)  # type: ignore[method-assign]
     link.forge(link.client, frame)
     assert app.events == [] and not link.client.streams
-    assert link.client.table.awaited == ({1: 1} if frame == data(1) else {})
+    assert link.client.table.numbers.awaited == ({1: 1} if frame == data(1) else {})
 
 
 @SIDES
@@ -902,7 +902,7 @@ class Walk(RuleBasedStateMachine):
         try:
             self.opened.append(self.link.open(app))
         except StreamRefused:
-            assert len(self.link.client.streams) + len(self.link.client.table.awaited) >= 6
+            assert len(self.link.client.streams) + len(self.link.client.table.numbers.awaited) >= 6
 
     @rule(data=st.data(), size=st.sampled_from([1, 100, 5000, 70_000, 300_000]), finish=st.booleans())
     def say(self, data: st.DataObject, size: int, finish: bool) -> None:

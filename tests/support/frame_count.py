@@ -143,7 +143,7 @@ class FrameCount:
     def _use_credit(self, id: int, end: int) -> None:
         """Also where a stream ends: up to there its bytes came, are to come, or never will."""
         grown = end - self.highest.get(id, 0)
-        if grown > 0 and (id in self._table.live or id in self._table.awaited):
+        if grown > 0 and (id in self._table.live or id in self._table.numbers.awaited):
             self.highest[id] = end
             self.received += grown
             if self.received > self._table.received_credit.announced:
@@ -165,9 +165,9 @@ class FrameCount:
                 self._late.add(1, now)
             self.opened.add(id)
         elif kind in _OF_STREAMS and id not in table.live and (id or kind != wire.WINDOW):
-            if id in table.awaited and kind in _ENDINGS:
+            if id in table.numbers.awaited and kind in _ENDINGS:
                 return
-            if 0 < id <= table.last if session.dialler else id in self.opened:
+            if 0 < id <= table.numbers.last if session.dialler else id in self.opened:
                 self._late.add(1, now)
             else:
                 self._forbidden = f"a {wire.Kind(kind).name} frame was taken for an unknown stream"

@@ -347,7 +347,7 @@ class Link:
         """No trace of any stream is left on either side."""
         for session, budget in zip((self.client, self.exit), self.budgets, strict=True):
             assert not session.streams
-            assert not session.table.awaited
+            assert not session.table.numbers.awaited
             assert session.retention.kept == 0 and not session.retention.waits
             assert budget.used == 0
             assert session.windows.free == session.limits.window_pool

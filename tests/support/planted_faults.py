@@ -21,6 +21,7 @@ from cryprq_proxy.session.path import SessionPath
 from cryprq_proxy.session.reassembly import PieceBudget
 from cryprq_proxy.session.retention import PathLog, Retention
 from cryprq_proxy.session.session_credit import SessionCredit
+from cryprq_proxy.session.stream_numbers import StreamNumbers
 from cryprq_proxy.session.stream_table import ENDED, StreamTable
 from cryprq_proxy.session.streams import Stream, StreamHandler
 from cryprq_proxy.session.windows import WindowPool
@@ -67,7 +68,7 @@ def reset_told_twice(patch: pytest.MonkeyPatch) -> None:
     def receive_reset(table: StreamTable, id: int, reason: Any, final: int) -> None:
         stream = table.live.get(id)
         if stream is None:
-            table._end_awaited(5, id, final)
+            table._late_end(5, id, final)
             return
         table._answer_end(stream)
         handler: StreamHandler = stream.handler
@@ -90,16 +91,16 @@ def no_late_rate(patch: pytest.MonkeyPatch) -> None:
 
 
 def unknown_streams(patch: pytest.MonkeyPatch) -> None:
-    late = StreamTable._late
+    late = StreamNumbers.late
 
-    def accept(table: StreamTable, kind: int, id: int) -> None:
+    def accept(numbers: StreamNumbers, kind: int, id: int, now: float) -> None:
         try:
-            late(table, kind, id)
+            late(numbers, kind, id, now)
         except PeerError as error:
             if error.reason is not CloseReason.PROTOCOL:
                 raise
 
-    patch.setattr(StreamTable, "_late", accept)
+    patch.setattr(StreamNumbers, "late", accept)
 
 
 def work_that_is_not_spent(patch: pytest.MonkeyPatch) -> None:

@@ -234,14 +234,14 @@ class Judge:
 
     def _check_numbers(self) -> None:
         table = self.session.table
-        if len(table.live) > self.streams or len(table.awaited) > AWAITED + 1:
-            raise broken(f"{len(table.live)} streams and {len(table.awaited)} ended ones are kept")
-        if len(table.live) + len(table.awaited) > max(self.streams, OPENS):
+        if len(table.live) > self.streams or len(table.numbers.awaited) > AWAITED + 1:
+            raise broken(f"{len(table.live)} streams and {len(table.numbers.awaited)} ended ones are kept")
+        if len(table.live) + len(table.numbers.awaited) > max(self.streams, OPENS):
             raise broken(
-                f"{len(table.live)} streams and {len(table.awaited)} ended ones were opened too early"
+                f"{len(table.live)} streams and {len(table.numbers.awaited)} ended ones were opened too early"
             )
-        if table._seen.gaps > GAPS:
-            raise broken(f"{table._seen.gaps} gaps between the numbers of streams are kept")
+        if table.numbers._seen.gaps > GAPS:
+            raise broken(f"{table.numbers._seen.gaps} gaps between the numbers of streams are kept")
         pieces = [stream.pieces.pieces for stream in table.live.values() if stream.pieces is not None]
         if sum(pieces) != table.pieces.used or 0 in pieces:
             raise broken(f"{sum(pieces)} pieces wait, {table.pieces.used} are counted")
@@ -282,7 +282,7 @@ class Judge:
         credit, highest = table.received_credit, self.count.highest
         if credit.received != self.count.received:
             raise broken(f"{self.count.received} bytes of all streams came, {credit.received} are counted")
-        for id, offset in table.awaited.items():
+        for id, offset in table.numbers.awaited.items():
             if offset != highest.get(id, 0):
                 raise broken("of a stream that has ended here, other bytes came than are counted")
         untaken = sum(stream.received - stream.credited for stream in table.live.values())
@@ -323,7 +323,7 @@ class Judge:
 
     def _check_nothing_kept(self) -> None:
         session, table = self.session, self.session.table
-        if table.live or table.awaited or session.retention.kept or self.budget.used:
+        if table.live or table.numbers.awaited or session.retention.kept or self.budget.used:
             raise broken("a closed session keeps something")
         if session.windows.free != POOL or self._window_budget.used:
             raise broken("a closed session keeps something of the windows' pool")

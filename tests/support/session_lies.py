@@ -36,18 +36,21 @@ MOST_32: Final = 2**32 - 1
 def stream_id(choices: Choices, victim: Session, kind: wire.Kind) -> int:
     """A stream that lives, has ended, comes next or later, or cannot be."""
     table = victim.table
+    last = table.numbers.last
     if kind is wire.Kind.OPEN and not choices.once_in(8):
-        return min(table.last + choices.pick((1, 1, 1, 1, 2, 5)), wire.MAX_STREAM)
-    known = [numbers for numbers in (list(table.live), list(table.awaited)[:5]) if numbers]
+        return min(last + choices.pick((1, 1, 1, 1, 2, 5)), wire.MAX_STREAM)
+    known = [numbers for numbers in (list(table.live), list(table.numbers.awaited)[:5]) if numbers]
     if known and not choices.once_in(8):
         return choices.pick(choices.pick(known))
-    return choices.pick((table.last, 1, table.last + 5, 0, max(table.last - 1, 0), wire.MAX_STREAM))
+    return choices.pick(
+        (table.numbers.last, 1, table.numbers.last + 5, 0, max(table.numbers.last - 1, 0), wire.MAX_STREAM)
+    )
 
 
 def bounds(victim: Session, id: int) -> tuple[int, int]:
     """How many bytes have come on a stream, and how many may."""
     table = victim.table
-    stream, awaited = table.live.get(id), table.awaited.get(id)
+    stream, awaited = table.live.get(id), table.numbers.awaited.get(id)
     if stream is not None:
         return stream.received, stream.announced
     if awaited is not None:
@@ -131,7 +134,10 @@ def frame(choices: Choices, victim: Session) -> bytes:  # noqa: C901  a case a f
             )
         case wire.Kind.STREAMS:
             return wire.encode_number(
-                kind, choices.pick((0, victim.table.may_open, min(victim.table.may_open + 1, MOST), MOST))
+                kind,
+                choices.pick(
+                    (0, victim.table.numbers.may_open, min(victim.table.numbers.may_open + 1, MOST), MOST)
+                ),
             )
         case wire.Kind.ACK | wire.Kind.ABANDON:
             number = path_number(choices, victim)

@@ -22,7 +22,15 @@ from unittest import mock
 
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted, PeerError, StreamReason, StreamRefused
-from cryprq_proxy.session import control_rates, number_set, reassembly, session_credit, stream_table, wire
+from cryprq_proxy.session import (
+    control_rates,
+    number_set,
+    reassembly,
+    session_credit,
+    stream_numbers,
+    stream_table,
+    wire,
+)
 from cryprq_proxy.session import session as session_module
 from cryprq_proxy.session.path import FILL_MINIMUM, MAX_EARLY, SessionPath
 from cryprq_proxy.session.records import OVERHEAD
@@ -71,8 +79,8 @@ _buffer: Final = memoryview(bytearray(FILL_MINIMUM + BUDGET))
 def small_bounds() -> Iterator[None]:
     """Bounds that a play is too short to reach are smaller in it."""
     with (
-        mock.patch.object(stream_table, "MAX_AWAITED", AWAITED),
-        mock.patch.object(stream_table, "INITIAL_STREAMS", OPENS),
+        mock.patch.object(stream_numbers, "MAX_AWAITED", AWAITED),
+        mock.patch.object(stream_numbers, "INITIAL_STREAMS", OPENS),
         mock.patch.object(stream_table, "INITIAL_CREDIT", CREDIT),
         mock.patch.object(session_credit, "INITIAL_CREDIT", CREDIT),
         mock.patch.object(reassembly, "MAX_PIECES", PIECES),
@@ -303,7 +311,10 @@ class Play:
             app.stream = client.open(protocol, self.choices.pick(ADDRESSES), app)
         except StreamRefused:
             table = client.table
-            if len(table.live) + len(table.awaited) < self.streams and table.opens < table.may_open:
+            if (
+                len(table.live) + len(table.numbers.awaited) < self.streams
+                and table.numbers.opens < table.numbers.may_open
+            ):
                 raise broken("a stream was refused below the limit") from None
             return
         self.apps.append(app)
@@ -488,11 +499,13 @@ class Play:
             return
         keep = self.choices.once_in(2)
         if liar.dialler:
-            ids = range(table.last + 1, table.last + 1 + self.choices.pick((90, 90, 250, 3_000)))
+            ids = range(
+                table.numbers.last + 1, table.numbers.last + 1 + self.choices.pick((90, 90, 250, 3_000))
+            )
             for id in ids:
                 liar.retention.append(wire.encode_open(id, StreamProtocol.TCP, ADDRESSES[0]))
         else:
-            ids = range(table.last, 0, -1)
+            ids = range(table.numbers.last, 0, -1)
             for id in ids:
                 liar.retention.append(wire.encode_opened(id))
         for id in ids:
@@ -533,7 +546,7 @@ class Play:
     def _leave_out(self) -> None:
         """Leave out numbers of streams."""
         if self.liar.dialler and self._liars():
-            first = self.victim.table.last + 1
+            first = self.victim.table.numbers.last + 1
             for number in range(self.choices.pick((4, 12, 40, 200))):
                 id = first + number * self.choices.pick((1, 2, 3))
                 self.liar.retention.append(wire.encode_open(id, StreamProtocol.TCP, ADDRESSES[0]))

@@ -59,9 +59,9 @@ def _check_kept(host: Host) -> None:
 def _check_streams(host: Host) -> None:
     session, table = host.session, host.session.table
     # The exit may have refused as many as the client has open, and wait for their ends.
-    if len(session.streams) + len(table.awaited) > 2 * session.limits.streams:
-        raise Broken(f"{len(session.streams)} streams and {len(table.awaited)} ended ones are kept")
-    if table._seen.gaps > session.last_stream:
+    if len(session.streams) + len(table.numbers.awaited) > 2 * session.limits.streams:
+        raise Broken(f"{len(session.streams)} streams and {len(table.numbers.awaited)} ended ones are kept")
+    if table.numbers._seen.gaps > session.last_stream:
         raise Broken("gaps in the numbers pile up")
     extra = queued = pieces = 0
     for stream in session.streams.values():
@@ -95,7 +95,7 @@ def check_agreement(client: Session, exit: Session) -> None:
         raise Broken(f"the epochs are {client.rotation.current} and {exit.rotation.current}")
     if exit.rotation.sending > client.rotation.current:
         raise Broken("the exit sends under an epoch that the client does not know")
-    if client.table.may_open > exit.table.may_open:
+    if client.table.numbers.may_open > exit.table.numbers.may_open:
         raise Broken("more streams may be opened than were allowed")
 
 
@@ -105,8 +105,8 @@ def check_clean(host: Host, other: Host) -> None:
     retention, credit = session.retention, session.table.received_credit
     if session.closed is not None:
         raise Broken(f"the session of the {side(host)} is closed: {session.closed!r}")
-    kept = (session.streams, table.awaited, retention.kept, retention.next(), table.pieces.used)
-    waiting = (table.windows_due, table._starved, session.scheduler.queued, table._seen.gaps)
+    kept = (session.streams, table.numbers.awaited, retention.kept, retention.next(), table.pieces.used)
+    waiting = (table.windows_due, table._starved, session.scheduler.queued, table.numbers._seen.gaps)
     if any(kept) or any(waiting) or host.budget.used or host.window_budget.used:
         raise Broken(f"something is kept at the {side(host)}: {kept}, {waiting}")
     if session.windows.free != session.limits.window_pool:

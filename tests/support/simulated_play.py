@@ -18,7 +18,7 @@ from typing import Final
 from unittest import mock
 
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.session import session_credit, stream_table, turns
+from cryprq_proxy.session import session_credit, stream_numbers, stream_table, turns
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.choices import Choices
 from tests.support.fault_watch import FaultWatch
@@ -245,6 +245,6 @@ def first_allowances(credit: int, streams: int) -> Iterator[None]:
     with (
         mock.patch.object(session_credit, "INITIAL_CREDIT", credit),
         mock.patch.object(stream_table, "INITIAL_CREDIT", credit),
-        mock.patch.object(stream_table, "INITIAL_STREAMS", streams),
+        mock.patch.object(stream_numbers, "INITIAL_STREAMS", streams),
     ):
         yield

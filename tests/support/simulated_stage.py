@@ -185,7 +185,7 @@ class Stage:
     def over(self) -> bool:
         """Whether all streams have ended and nothing is kept."""
         return all(
-            host.session.idle and not host.session.table.awaited for host in self.network.hosts
+            host.session.idle and not host.session.table.numbers.awaited for host in self.network.hosts
         ) and all(pair.over for pair in self.streams.values())
 
     def wind_up(self) -> None:
@@ -290,8 +290,8 @@ class Stage:
             lines.append(
                 f"{side(host)}: closed {session.closed}, paths {sorted(session.paths)}, chosen "
                 f"{session.current and session.current.number}, {len(session.streams)} streams, awaited "
-                f"{session.table.awaited}, kept {session.retention.kept}, waits {session.retention.waits}, epoch "
-                f"{rotation.current}/{rotation.sending} {rotation._state.name}, errors {host.errors[-3:]}"
+                f"{session.table.numbers.awaited}, kept {session.retention.kept}, waits {session.retention.waits}, "
+                f"epoch {rotation.current}/{rotation.sending} {rotation._state.name}, errors {host.errors[-3:]}"
             )
         open_ones = [talker for talker in self.talkers if not talker.over]
         unseen = [pair.client for pair in self.streams.values() if pair.exit is None]

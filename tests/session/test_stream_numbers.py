@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason, StreamRefused
-from cryprq_proxy.session import stream_table, wire
+from cryprq_proxy.session import stream_numbers, wire
 from cryprq_proxy.session.number_set import MAX_GAPS
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import TARGET, App, Link
@@ -16,7 +16,7 @@ FEW = 8
 
 
 def few(monkeypatch: pytest.MonkeyPatch, most: int = FEW) -> Link:
-    monkeypatch.setattr(stream_table, "INITIAL_STREAMS", FEW)
+    monkeypatch.setattr(stream_numbers, "INITIAL_STREAMS", FEW)
     return Link(session_limits(streams=most))
 
 
@@ -36,7 +36,7 @@ def end(link: Link, *apps: App) -> None:
 def test_a_client_opens_no_more_than_it_may_in_all() -> None:
     link = Link()
     table = link.client.table
-    table.may_open = 3
+    table.numbers.may_open = 3
     for _ in range(3):
         link.open()
     with pytest.raises(StreamRefused) as caught:
@@ -47,7 +47,7 @@ def test_a_client_opens_no_more_than_it_may_in_all() -> None:
         link.open()
     with pytest.raises(StreamRefused):
         link.open()
-    assert table.opens == table.may_open == 5
+    assert table.numbers.opens == table.numbers.may_open == 5
 
 
 def test_more_opens_than_were_allowed_close_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,11 @@ def test_streams_that_have_ended_make_room_for_others(monkeypatch: pytest.Monkey
         link.quiesce()
         assert all(app.events == [("opened",)] for app in apps)
         end(link, *apps)
-    assert link.client.table.may_open == link.exit.table.may_open <= link.exit.table.opens + FEW
+    assert (
+        link.client.table.numbers.may_open
+        == link.exit.table.numbers.may_open
+        <= link.exit.table.numbers.opens + FEW
+    )
 
 
 def test_an_exit_that_takes_few_streams_says_no_more_often_that_others_may_be_opened(
@@ -106,10 +110,10 @@ def test_a_stream_whose_end_is_awaited_makes_no_room(monkeypatch: pytest.MonkeyP
         stream = link.served[number].stream
         assert stream is not None
         stream.reset(StreamReason.GENERAL)
-    assert link.exit.table.may_open == FEW and len(link.exit.table.awaited) == FEW
+    assert link.exit.table.numbers.may_open == FEW and len(link.exit.table.numbers.awaited) == FEW
     for number in range(1, FEW + 1):
         link.forge(link.exit, wire.encode_reset(number, StreamReason.CANCELLED, 0))
-    assert link.exit.table.may_open == 2 * FEW
+    assert link.exit.table.numbers.may_open == 2 * FEW
 
 
 def test_an_exit_that_takes_more_streams_than_all_do_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +134,10 @@ def test_room_for_streams_is_not_lost_with_its_path(monkeypatch: pytest.MonkeyPa
     link.carrier.settle()
     link.carrier.to_left.piece = 0
     end(link, *apps)
-    assert link.exit.table.may_open > FEW == link.client.table.may_open
+    assert link.exit.table.numbers.may_open > FEW == link.client.table.numbers.may_open
     link.resume()
     link.quiesce()
-    assert link.client.table.may_open == link.exit.table.may_open
+    assert link.client.table.numbers.may_open == link.exit.table.numbers.may_open
     link.pair()
 
 
