@@ -36,7 +36,18 @@ class Relay(StreamHandler):
     application was told that it is: then a refusal is a reset, and the stream may be replaced until something was sent.
     """
 
-    __slots__ = ("_armed", "_backlog", "_ended", "_fd", "_flowing", "_loop", "_slots", "_sock", "_stream")
+    __slots__ = (
+        "_armed",
+        "_backlog",
+        "_ended",
+        "_fd",
+        "_flowing",
+        "_loop",
+        "_slots",
+        "_sock",
+        "_stream",
+        "_without_room",
+    )
 
     def __init__(
         self,
@@ -55,6 +66,8 @@ class Relay(StreamHandler):
         self._backlog: Backlog | None = None
         self._armed = False
         self._flowing = False
+        self._without_room = False
+        """Whether the stream had no room when the socket was to be read last."""
         set_reset_on_close(sock)
 
     def start(self, early: bytes = b"", received: Backlog | None = None, ended: bool = False) -> None:
@@ -130,8 +143,13 @@ class Relay(StreamHandler):
         stream, pool = self._stream, self._slots
         room = stream.request_room()
         if not room:
-            self._disarm()
+            # Room mostly comes before the loop looks at the socket again, and to end and begin watching it costs more
+            # than being called in vain once.
+            if self._without_room:
+                self._disarm()
+            self._without_room = True
             return False
+        self._without_room = False
         # One slot until a read fills it, then several at a time (bench/scatter.py).
         piece = min(room, stream.frame_limit)
         slots = [pool.take() for _ in range(min(SLOTS, room // piece) if self._flowing else 1)]
