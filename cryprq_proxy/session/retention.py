@@ -217,7 +217,7 @@ class Retention:
     def stalls(self) -> bool:
         """Whether units of lost paths, which the peer has, are still to be dropped: until then no stream data may be
         sent, since they may need what comes behind those."""
-        return any(log.dropping for log in self._lost)
+        return bool(self._lost) and any(log.dropping for log in self._lost)
 
     def lose(self, log: PathLog) -> None:
         """The path of `log` is lost, or in doubt: what it has carried goes again."""

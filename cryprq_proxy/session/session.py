@@ -464,10 +464,11 @@ class Session:
             frame = table.next_window(stream, self.round_trip)
             if frame is not None:
                 self.retention.append_sent(Unit(frame), path.log, writer.add(frame))
-        # The other half is for streams.
-        half = (budget + 1) >> 1
-        self.datagrams.write(writer, half, now)
-        self.packets.write(writer, half, now)
+        if self.datagrams or self.packets:
+            # The other half is for streams.
+            half = (budget + 1) >> 1
+            self.datagrams.write(writer, half, now)
+            self.packets.write(writer, half, now)
         return left
 
     # --- in --------------------------------------------------------------------------------------------------------
