@@ -45,7 +45,7 @@ FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 5 * OVERHEAD
 DOUBT_ROUNDS: Final = 3
 DOUBT_SECONDS: Final = 0.1
 """A path is in doubt if nothing came on it for so many round trips and seconds, while it owes an acknowledgement and
-another path is there to be used."""
+another path is there that is not in doubt."""
 MOST_PATIENCE: Final = 16
 """Each doubt that was wrong doubles that time, for this path, up to so many times as much: else two slow hosts send all
 of it by one path after the other, which makes them slower (RFC 9002 section 6.2.1 backs off for the same reason)."""
@@ -123,6 +123,8 @@ class SessionPath:
         self._patience = 1
         self._impatient_at = NEVER
         """When the patience is halved."""
+        self._doubts_from = 0.0
+        """The time before which it is not in doubt: nothing else could carry what it has carried."""
         self.asked = NEVER
         """When it last carried the first unit that is not acknowledged."""
         self._admitted = admitted
@@ -192,9 +194,18 @@ class SessionPath:
             self._ack_now = True
             self.wake()
         if now >= self._doubt_at():
-            self.liveness.doubt()
-            self.wake()
-            session.doubt(self)
+            self._doubt(now)
+
+    def _doubt(self, now: float) -> None:
+        """Nothing has come for long: let another path carry what this one has carried, if there is one that answers. If
+        there is none, all would go twice by the same path."""
+        session = self.session
+        if all(path.in_doubt for path in session.paths.values() if path.admitted and path is not self):
+            self._doubts_from = now + DOUBT_SECONDS
+            return
+        self.liveness.doubt()
+        self.wake()
+        session.doubt(self)
 
     def _doubt_at(self) -> float:
         paths = self.session.paths
@@ -203,7 +214,8 @@ class SessionPath:
         if not any(path.admitted for path in paths.values() if path is not self):
             return NEVER
         since = max(self.asked, self.liveness.last)
-        return since + (DOUBT_ROUNDS * self.liveness.round_trip + DOUBT_SECONDS) * self._patience
+        silent = since + (DOUBT_ROUNDS * self.liveness.round_trip + DOUBT_SECONDS) * self._patience
+        return max(silent, self._doubts_from)
 
     def probe(self, within: float, now: float) -> None:
         """Request a sign of life within `within` seconds, for example after a suspend."""

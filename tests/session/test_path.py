@@ -486,6 +486,26 @@ def test_an_open_that_a_path_in_doubt_has_carried_goes_before_its_data() -> None
 
 
 @SIDES
+def test_what_two_silent_paths_have_carried_goes_by_each_of_them_once(side: str) -> None:
+    """The second one is not in doubt before the first one answers again: until then it would take its own place."""
+    on = Two(side)
+    on.hold(on.first, on.second)
+    before = on.flow(on.first).sent, on.flow(on.second).sent
+    on.one.say(bytes(60_000))
+    on.advance(3.0)
+    assert on.path(on.first).in_doubt and not on.path(on.second).in_doubt
+    for flow, sent in zip((on.flow(on.first), on.flow(on.second)), before, strict=True):
+        assert 60_000 <= flow.sent - sent < 61_000
+    on.release(on.first)
+    on.advance(LONG_DOUBT)
+    assert not on.path(on.first).in_doubt and on.path(on.second).in_doubt
+    assert on.side.current is on.path(on.first)
+    on.one.say(b"more")
+    on.settle()
+    assert len(on.other.received) == 60_004
+
+
+@SIDES
 def test_nothing_is_in_doubt_without_another_path(side: str) -> None:
     on = Two(side)
     on.second.cut()
