@@ -115,7 +115,8 @@ class KeptSession:
     def joins_short(self) -> bool:
         """Whether the next path may join by the short pattern."""
         recent = clock() - self._signed_at < SIGNED_SECONDS
-        return self.session is not None and recent and not self.sign_next
+        session = self.session
+        return session is not None and not session.rotation.bound and recent and not self.sign_next
 
     def refused(self) -> Counter[Any]:
         """How many streams were refused since the start, by reason."""

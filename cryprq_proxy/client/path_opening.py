@@ -215,6 +215,8 @@ class PathOpener:
         try:
             admission = await claim(reached.pipe, handshake, kept.session, number, self._offload)
             self._check_features(reached, admission)
+            if admission.begins is None:
+                kept.session.rotation.bind(admission.epoch, clock())
             path = kept.attach(admission, reached.pipe.direct)
             try:
                 carrier = reached.pipe.carrier(path, self._owner)

@@ -153,7 +153,7 @@ class Exit:
             await self._refuse(pipe, keys, peer, host, refusal, invited=secret is not None)
             return None if refusal is CloseReason.NOT_AUTHORIZED else peer
         if entry is not None:
-            entry.signed_at = clock()
+            self.sessions.signed(entry, epoch)
             verdict = wire.encode_joined(proof)
         else:
             entry = self.sessions.new(established, pipe.direct)
@@ -165,13 +165,16 @@ class Exit:
 
     def _claimed(self, peer: PeerId, claim: JoinClaim, h: bytes) -> tuple[PeerSession, bytes, int] | None:
         """The session that the claim is for, if it is of `peer` and the client knows its secret; this exit's proof that
-        it knows that, too; and the epoch of the secret."""
+        it knows that, too; and the epoch of the secret. A session whose own peer does not know its secret ends."""
         entry = self.sessions.by_id(claim.session_id)
         if entry is None or entry.peer != peer:
             return None
         for epoch, secret in entry.session.rotation.claim_secrets.items():
             if claim.proves(secret, h):
                 return entry, join_proof(secret, JOIN_EXIT, h, claim.path), epoch
+        # Whoever has its paths is not this client.
+        _log.warning("the session of %s has other keys than its client, and ends", peer)
+        self.sessions.end(entry, CloseReason.NORMAL)
         return None
 
     async def _admit_path(

@@ -308,6 +308,19 @@ class Sessions:
         else:
             targets.open(stream, entry.resolver, share.sockets, share.turn, claim)
 
+    def signed(self, entry: PeerSession, epoch: int) -> None:
+        """Its peer has claimed it by a signed handshake and the secret of `epoch`, and is about to get a path: all
+        before that one end, and no other joins by a ticket until a rotation has followed. So who has learned the
+        secrets of an epoch, and has paths of his own by them, has no part in the next one."""
+        entry.signed_at = clock()
+        carriers = list(entry.carriers.values())
+        # The session is not without a carrier in the sense of `keep_detached`.
+        entry.carriers.clear()
+        for carrier in carriers:
+            carrier.drop()
+        self._loss.set()
+        entry.session.rotation.bind(epoch, entry.signed_at)
+
     # --- without a carrier, and ending ---
 
     def carrier_lost(self, entry: PeerSession, error: PeerError | None) -> None:

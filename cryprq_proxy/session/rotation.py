@@ -140,7 +140,8 @@ class Rotation:
         self._records = {0: epoch.records}
         self._resume = {0: epoch.resume}
         """By epoch, the newest first: of `current` and, for some time, of the one before."""
-        self._claims = self._resume
+        self.bound = False
+        """Whether a signed join is not yet followed by a rotation: no path joins by a ticket meanwhile."""
         self._state = RotationState.IDLE
         self._started = now
         self._settled = -1
@@ -151,12 +152,14 @@ class Rotation:
         """At the exit: when the first path joined by the secret of the present epoch."""
         self._initiator: RekeyInitiator | None = None
         """Only during a rotation."""
+        self._question = b""
+        """The message of the last REKEY that was answered."""
         ledger.begin(0, cipher.name, now)
 
     def end(self) -> None:
         """The session is over: no secret is kept, and the result of a running computation is dropped."""
         self._epoch = self._initiator = None
-        self._records, self._resume, self._claims = {}, {}, {}
+        self._records, self._resume = {}, {}
         # Neither may keep the session in memory: it would wait for a collection of garbage.
         self._session, self._offload = _Over(), inline
 
@@ -173,8 +176,9 @@ class Rotation:
 
     @property
     def resume_secrets(self) -> tuple[bytes, ...]:
-        """By which a path may join, newest first: two at an exit that waits for the confirmation of `current`."""
-        return tuple(self._resume.values())
+        """By which a path may join by a ticket, newest first: two at an exit that waits for the confirmation of
+        `current`, none after a signed join."""
+        return () if self.bound else tuple(self._resume.values())
 
     @property
     def joining_secret(self) -> bytes:
@@ -185,9 +189,8 @@ class Rotation:
 
     @property
     def claim_secrets(self) -> dict[int, bytes]:
-        """By which a session may be claimed with signatures, by epoch: also that of the epoch before the last, by which
-        a client goes whose rotation has ended while its claim travelled."""
-        return self._claims
+        """By which a session may be claimed with signatures, by epoch."""
+        return self._resume
 
     def resume_epoch(self, secret: bytes) -> int:
         """The epoch to which one of `resume_secrets` belongs. The path that joins by it takes this number along:
@@ -206,6 +209,14 @@ class Rotation:
         self.peer_switched(epoch, now)
         if epoch == self.current:
             self._joined_at = min(self._joined_at, now)
+
+    def bind(self, epoch: int, now: float) -> None:
+        """The peers have proved their identities once more, by the resume secret of `epoch`, and all other paths have
+        ended: until the next epoch is in use, paths join by signatures only. So who knows the secrets of this one has
+        no part in the making of the next."""
+        self.peer_switched(epoch, now)
+        self.bound = True
+        self._session.renewed()
 
     def peer_switched(self, epoch: int, now: float) -> None:
         """The peer's SWITCH to `epoch` was read, on any path: it has the secrets."""
@@ -279,6 +290,8 @@ class Rotation:
             return self.since
         if not self._dialler:
             return min(self.since + interval, self._joined_at + JOIN_PATIENCE)
+        if self.bound:
+            return self.since
         return self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval)
 
     def _used(self, keys: PathKeys) -> int:
@@ -316,6 +329,8 @@ class Rotation:
         if (kind == wire.REKEY) is self._dialler:
             raise PeerError(CloseReason.REKEY, "the peer sent a rotation frame that is not its to send")
         if epoch <= self.current:
+            if kind == wire.REKEY and epoch > self.sending:
+                self._check_copy(message)
             return  # a late copy
         if epoch > self.current + 1:
             raise out_of_turn()
@@ -329,12 +344,15 @@ class Rotation:
             self._receive_answer(message, now)
 
     def _receive_rekey(self, message: bytes, now: float) -> None:
+        if self._state is RotationState.ANSWERING:
+            self._check_copy(message)
         if self._state is RotationState.ANSWERING or self._epoch is None:
             return  # a late copy
         if self._state is RotationState.ANSWERED:
             raise out_of_turn()
         self._state = RotationState.ANSWERING
         self._started = now
+        self._question = message
         answer = partial(
             answer_rekey,
             self._provider,
@@ -345,6 +363,12 @@ class Rotation:
             entropy=self._entropy,
         )
         self._run(answer, lambda answered: self._send_answer(*answered, now))
+
+    def _check_copy(self, message: bytes) -> None:
+        """Of one epoch there is one REKEY, until the epoch is confirmed. Raises PeerError for another one: two know the
+        chain, and one of them is not the client."""
+        if message != self._question:
+            raise PeerError(CloseReason.REKEY, "another rotation to the same epoch has begun before")
 
     def _receive_answer(self, message: bytes, now: float) -> None:
         initiator = self._initiator
@@ -377,7 +401,7 @@ class Rotation:
         """The secrets of the next epoch are there."""
         number = self.current + 1
         self._records = {number: epoch.records, self.current: self._records[self.current]}
-        self._resume = self._claims = {number: epoch.resume, self.current: self._resume[self.current]}
+        self._resume = {number: epoch.resume, self.current: self._resume[self.current]}
         self._epoch, self.current = epoch, number
         self._asked_for = False
         self._joined_at = NEVER
@@ -387,6 +411,7 @@ class Rotation:
         """Both sides have the secrets: send under them."""
         self.sending = self.current
         self._resume = {self.current: self._resume[self.current]}
+        self.bound = False
         self.since = now
         self._ledger.begin(self.current, self.cipher.name, now)
         self._session.switch()

@@ -11,6 +11,7 @@ from cryprq_proxy.crypto.client_handshake import ShortClientHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.payloads import SIGNED_SECONDS
 from cryprq_proxy.errors import HandshakeError
+from cryprq_proxy.session.rotation import NEVER, Rotation
 from tests.support.settle import until
 from tests.support.web_links import Place, echoes, opened
 
@@ -46,6 +47,12 @@ async def lose(client: Client) -> None:
     await until(lambda: client.up and client.status().carriers > before)
 
 
+def bound(client: Client) -> bool:
+    """Whether the rotation that follows a signed join is still to come."""
+    session = client._kept.session
+    return session is not None and session.rotation.bound
+
+
 async def test_each_loss_is_followed_by_a_ticket(here: Place, signatures: Signatures) -> None:
     """Its verdict says that the exit has the session, so the next one is a ticket again."""
     client = here.client(here.endpoint("tcp"))
@@ -70,6 +77,7 @@ async def test_a_ticket_without_a_verdict_is_followed_by_a_signature(
         await lose(client)
     assert signatures.taken() == 2 and client._kept.session is session
     await echoes(app, b"one")
+    await until(lambda: not bound(client))
     await lose(client)
     await echoes(app, b"two")
     assert not signatures.taken()
@@ -102,9 +110,34 @@ async def test_a_day_after_the_last_signature_the_client_signs(here: Place, sign
     client._kept._signed_at -= 60
     await lose(client)
     assert signatures.taken() == 2, "not first a ticket, which the exit would not take"
+    await until(lambda: not bound(client))
     await lose(client)
     assert not signatures.taken(), "the day begins anew"
     await echoes(app, b"here")
+
+
+async def test_until_a_rotation_has_followed_the_client_signs_again(
+    here: Place, signatures: Signatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit takes no ticket of an epoch after a signed join."""
+    client = here.client(here.endpoint("tcp"))
+    app = await opened(client, here.echo)
+    signatures.taken()
+    with monkeypatch.context() as patch:
+        patch.setattr(Rotation, "start", lambda rotation, now: None)
+        patch.setattr(Rotation, "deadline", lambda rotation, keys: NEVER)
+        client._kept.sign_next = True
+        for _ in range(3):
+            await lose(client)
+            await echoes(app, b"here")
+            assert signatures.taken() == 2 and bound(client)
+            assert not here.exit.listener.failed, "no ticket was shown before"
+    await lose(client)
+    await until(lambda: not bound(client))
+    signatures.taken()
+    await lose(client)
+    await echoes(app, b"here")
+    assert not signatures.taken()
 
 
 async def test_a_refusal_is_believed(here: Place, signatures: Signatures) -> None:

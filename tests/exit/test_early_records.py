@@ -234,7 +234,7 @@ async def test_no_early_record_begins_behind_the_bound(over: bool) -> None:
         visit = await introduced(Visit(exit, ALICE))
         for _ in range(-(-MAX_EARLY // record) - 1):
             await visit.send(window)
-        await visit.send(TCP_OPEN, wire.encode_data_header(wire.DATA, 0, 1, 0) + bytes(60_000))
+        await visit.send(TCP_OPEN, wire.encode_data_header(wire.DATA, 1, 0) + bytes(60_000))
         if over:
             await visit.send(window)
         await read_verdict(visit.pipe, visit.admission.keys.opener, wire.ACCEPT)

@@ -263,7 +263,7 @@ async def test_only_a_session_that_goes_on_is_spared_in_the_count() -> None:
     async with open_exit(bounds={"sessions_per_peer": 2}) as exit:
         first, second = await Visit(exit, ALICE).admit(), await Visit(exit, ALICE).admit()
         known = second.known
-        known.secret = bytes(len(known.secret))
+        known.session_id = bytes(len(known.session_id))
         with pytest.raises(PeerError) as caught:
             await Visit(exit, ALICE).admit(known)
         assert caught.value.reason is CloseReason.LIMIT
@@ -549,7 +549,7 @@ async def test_a_new_carrier_leaves_the_one_before_it() -> None:
     """The client says when a path is over: perhaps both are of use."""
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
-        second = await Visit(exit, ALICE).admit(first.known)
+        second = await Visit(exit, ALICE).join(first.known)
         assert await answers(first) and await answers(second)
         assert held(exit) == (1, 0)
         for visit in (first, second):
@@ -560,7 +560,7 @@ async def test_a_carrier_whose_path_the_client_has_left_is_closed() -> None:
     """The exit would hold it until its silence is noticed, and once more for each change of the client's network."""
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
-        second = await Visit(exit, ALICE).admit(first.known)
+        second = await Visit(exit, ALICE).join(first.known)
         (entry,) = exit.sessions
         await second.send(wire.encode_records(wire.ABANDON, 0, 1))
         with pytest.raises(CarrierError):
@@ -576,7 +576,7 @@ async def test_no_more_carriers_of_a_session_than_the_bound() -> None:
         first = await Visit(exit, ALICE).admit()
         await first.send(wire.encode_prefer(1, 0))
         numbers = range(1, MOST_PATHS + 3)
-        visits = [first, *[await Visit(exit, ALICE).admit(first.known, path) for path in numbers]]
+        visits = [first, *[await Visit(exit, ALICE).join(first.known, path) for path in numbers]]
         (entry,) = exit.sessions
         assert len(entry.carriers) == MOST_PATHS
         assert list(entry.carriers) == [0, *range(4, MOST_PATHS + 3)]
@@ -603,11 +603,14 @@ async def test_a_session_goes_on_for_its_own_peer_with_its_own_secret_only() -> 
     async with open_exit() as exit:
         alice = await Visit(exit, ALICE).admit()
         known = alice.known
-        assert not (await Visit(exit, BOB).admit(known)).resumed
+        bob = await Visit(exit, BOB).admit(known)
+        assert not bob.resumed and held(exit) == held(exit, BOB) == (1, 0)
         known.secret = bytes(len(known.secret))
-        assert not (await Visit(exit, ALICE).admit(known, 2)).resumed
-        assert held(exit) == (2, 0)
-        alice.cut()
+        again = await Visit(exit, ALICE).admit(known, 2)
+        assert not again.resumed
+        assert held(exit) == held(exit, BOB) == (1, 0), "whoever has the first one is not its peer"
+        for visit in (alice, bob, again):
+            visit.cut()
 
 
 @pytest.mark.parametrize("short", [False, True])

@@ -16,6 +16,7 @@ from cryprq_proxy.exit.reception import VERSIONS_LOGGED
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import wire
 from tests.support.settle import until
+from tests.support.visit_rotations import begun, rotated
 from tests.support.visits import ALICE, BOB, HeldPipe, Known, Visit, inline, open_exit
 
 
@@ -113,7 +114,7 @@ async def test_paths_far_ahead_need_a_signature() -> None:
         first = await Visit(exit, ALICE).admit()
         await silent(Visit(exit, ALICE), first.known, AHEAD + 1)
         second = await Visit(exit, ALICE).admit(first.known, AHEAD + 1)
-        third = await Visit(exit, ALICE).join(first.known, 2 * AHEAD + 1)
+        third = await Visit(exit, ALICE).join(await rotated(second, begun(first)), 2 * AHEAD + 1)
         assert second.resumed and third.resumed
         for visit in (first, second, third):
             visit.cut()
@@ -152,6 +153,7 @@ async def test_after_a_day_without_a_signature_the_exit_takes_no_ticket(
         await silent(Visit(exit, ALICE), known, 2)
         visits.append(await Visit(exit, ALICE).admit(known, 3))
         assert visits[-1].resumed
+        known = await rotated(visits[-1], begun(visits[0]))
         now += SIGNED_SECONDS
         visits.append(await Visit(exit, ALICE).join(known, 4))
         for visit in visits:

@@ -8,6 +8,8 @@ from cryprq_proxy.crypto.payloads import SIGNED_SECONDS
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import wire
+from tests.support import visit_rotations
+from tests.support.visit_rotations import rotated
 from tests.support.visits import ALICE, BOB, Known, Visit, open_exit
 
 
@@ -60,7 +62,7 @@ async def test_a_signed_claim_uses_up_the_tickets_below_it() -> None:
         first = await begun(exit)
         second = await Visit(exit, ALICE).admit(first.known, 20)
         assert await meets_silence(Visit(exit, ALICE), first.known, 20)
-        third = await Visit(exit, ALICE).join(first.known, 21)
+        third = await Visit(exit, ALICE).join(await rotated(second, visit_rotations.begun(first)), 21)
         for visit in (first, second, third):
             visit.cut()
 
@@ -85,8 +87,8 @@ async def test_a_day_after_the_last_signature_another_one_is_wanted() -> None:
         assert await meets_silence(Visit(exit, ALICE), first.known, 2)
         third = await Visit(exit, ALICE).admit(first.known, 3)
         assert third.resumed
-        fourth = await Visit(exit, ALICE).join(first.known, 4)
-        assert list(entry.carriers) == [0, 1, 3, 4]
+        fourth = await Visit(exit, ALICE).join(await rotated(third, visit_rotations.begun(first)), 4)
+        assert list(entry.carriers) == [3, 4]
         for visit in (first, second, third, fourth):
             visit.cut()
 
