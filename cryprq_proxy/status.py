@@ -43,9 +43,25 @@ class EpochStatus(Struct, kw_only=True, frozen=True):
     cipher: str = "?"
 
 
+class SessionPathStatus(Struct, kw_only=True, frozen=True):
+    """A path of a session. `kind` is that of its carrier, `address` the endpoint by which a client reaches the exit.
+    `use`: "in use" for the one that carries the streams, "doubted" for one that has fallen silent, else "standby".
+    Records are of all epochs."""
+
+    number: int = 0
+    kind: str = "?"
+    address: str = ""
+    use: str = "?"
+    round_trip: float | None = None
+    records_sent: int = 0
+    records_received: int = 0
+    cipher: str = "?"
+
+
 class SessionStatus(Struct, kw_only=True, frozen=True):
-    """`retained` bytes are kept until the peer acknowledges them. `epochs`: the newest first. The last four fields are
-    None while the session has no carrier; a `round_trip` of 0 is not measured yet."""
+    """`retained` bytes are kept until the peer acknowledges them. `epochs`: the newest first. `paths`: in the
+    order in which they have joined. The last four fields are None while the session has no carrier, and `cipher` and
+    `round_trip` are those of the path in use; a `round_trip` of 0 is not measured yet."""
 
     attached: bool = False
     streams: int = 0
@@ -54,6 +70,7 @@ class SessionStatus(Struct, kw_only=True, frozen=True):
     retained: int = 0
     rotations: int = 0
     epochs: tuple[EpochStatus, ...] = ()
+    paths: tuple[SessionPathStatus, ...] = ()
     cipher: str | None = None
     epoch: int | None = None
     epoch_age: float | None = None

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ..base.buffers import SHARED
 from ..base.clock import clock
@@ -62,6 +62,9 @@ class CarrierOwner(Protocol):
 
 class Carrier:
     """A path of a session on a connection that the carrier closes. Call `start`."""
+
+    kind: ClassVar[str]
+    """For the status."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, path: SessionPath, owner: CarrierOwner

@@ -31,6 +31,8 @@ RECEIVE_SIZE: Final = 4 * (HEADER + MAX_RECORD)
 class TcpCarrier(Carrier):
     """A path of a session on `sock`: connected, non-blocking; the carrier closes it. Call `start`."""
 
+    kind = "tcp"
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, path: SessionPath, owner: CarrierOwner
     ) -> None:

@@ -223,6 +223,8 @@ class TextMessageError(CarrierError):
 class WebSocketCarrier(Carrier):
     """A path of a session on `pipe`, which the carrier closes. Call `start`."""
 
+    kind = "ws"
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, pipe: WebSocketPipe, path: SessionPath, owner: CarrierOwner
     ) -> None:

@@ -378,7 +378,9 @@ class Client:
             carriers=link.carriers,
             waiting=len(self._waiting),
             last_error=link.last_error,
-            session=None if session is None or link.opens else session_status(session, clock()),
+            session=None
+            if session is None or link.opens
+            else session_status(session, clock(), link.carriers_of_paths()),
             bytes=kept.totals.bytes(*live),
             rotations=kept.totals.rotations(*live),
             packets=None if packet_link is None else packet_link.status(),

@@ -281,6 +281,13 @@ class ClientLink:
             connection_round_trip=congestion.round_trip,
         )
 
+    def carriers_of_paths(self) -> dict[int, tuple[str, str]]:
+        """Kind and address of each, by the numbers of the paths."""
+        return {
+            number: (path.reached.endpoint.carrier, str(path.reached.endpoint))
+            for number, path in self.paths.items()
+        }
+
     async def _was_of_use(self) -> LinkEnd:
         """Wait for the end of the link. The endpoint of one that broke at once is shunned."""
         assert self._lost is not None and self._brought_up is not None

@@ -116,13 +116,14 @@ class PeerSession:
 
     def status(self, now: float) -> PeerSessionStatus:
         congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
+        carriers = {number: (carrier.kind, "") for number, carrier in self.carriers.items()}
         return PeerSessionStatus(
             peer_id=self.peer_text,
             link="up" if self.carriers else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
             packets=None if self.packet_link is None else self.packet_link.status(),
-            **structs.asdict(session_status(self.session, now)),
+            **structs.asdict(session_status(self.session, now, carriers)),
         )
 
     def ask_to_leave(self) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from ..status import SessionStatus, Traffic
+from ..status import SessionPathStatus, SessionStatus, Traffic
+from .path import SessionPath
 from .session import Session
 
 
@@ -54,8 +56,9 @@ def by_name(*counts: Counter[Any]) -> dict[str, int]:
     return {reason.name.lower(): count for reason, count in total.items()}
 
 
-def session_status(session: Session, now: float) -> SessionStatus:
-    """The status of one session; the fields about its path are None without one."""
+def session_status(session: Session, now: float, carriers: Mapping[int, tuple[str, str]]) -> SessionStatus:
+    """The status of one session; the fields about its path are None without one. `carriers`: kind and address by the
+    numbers of paths."""
     rotation = session.rotation if session.attached else None
     return SessionStatus(
         attached=session.attached,
@@ -65,8 +68,25 @@ def session_status(session: Session, now: float) -> SessionStatus:
         retained=session.retention.kept,
         rotations=session.ledger.rotations,
         epochs=session.epochs(now),
-        cipher=None if rotation is None else rotation.cipher.name,
+        paths=tuple(
+            _path_status(path, *carriers.get(path.number, ("?", ""))) for path in session.paths.values()
+        ),
+        cipher=None if session.current is None else session.current.keys.cipher.name,
         epoch=None if rotation is None else rotation.sending,
         epoch_age=None if rotation is None else round(now - rotation.since, 3),
         round_trip=None if rotation is None else round(session.liveness.round_trip, 6),
+    )
+
+
+def _path_status(path: SessionPath, kind: str, address: str) -> SessionPathStatus:
+    use = "in use" if path.session.current is path else "standby"
+    return SessionPathStatus(
+        number=path.number,
+        kind=kind,
+        address=address,
+        use="doubted" if path.in_doubt else use,
+        round_trip=round(path.liveness.round_trip, 6),
+        records_sent=path.keys.records_sent,
+        records_received=path.keys.records_received,
+        cipher=path.keys.cipher.name,
     )

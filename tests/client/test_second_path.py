@@ -16,6 +16,7 @@ from cryprq_proxy.base.clock import clock
 from cryprq_proxy.client import backoff, second_path
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.second_path import SecondPath
+from cryprq_proxy.commands.status.view import render
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import path as path_module
 from tests.support.settle import until
@@ -66,6 +67,25 @@ async def test_another_endpoint_waits_beside_the_first(here: Place) -> None:
     assert current is not None and current.number == client._link._used.number  # type: ignore[union-attr]
     status = client.status()
     assert status.link == "up" and status.carrier is not None and status.carrier.kind == "tcp"
+
+
+async def test_the_status_of_both_sides_tells_of_both_paths(here: Place) -> None:
+    client = here.client(here.endpoint("tcp"), here.endpoint("ws"))
+    await both(client)
+    app = await opened(client, here.echo)
+    await echoes(app, b"hello")
+    here_told, there = client.status(), await here.exit.status()
+    assert here_told.session is not None
+    (session,) = there.sessions
+    for told in (here_told.session, session):
+        assert [(path.kind, path.use) for path in told.paths] == [("tcp", "in use"), ("ws", "standby")]
+    assert [path.address for path in here_told.session.paths] == [
+        str(here.endpoint("tcp")),
+        str(here.endpoint("ws")),
+    ]
+    assert not any(path.address for path in session.paths)
+    shown = render(here_told) + render(there)
+    assert f"ws to {here.endpoint('ws')}" in shown and "0 tcp in use" in shown
 
 
 async def test_one_endpoint_has_one_path(here: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session.epochs import EXCHANGE, MAX_EPOCHS
 from cryprq_proxy.session.session import Session
@@ -17,7 +18,7 @@ PIECE = 100_000
 
 
 def ledger(session: Session, now: float) -> tuple[EpochStatus, ...]:
-    return session_status(session, now).epochs
+    return session_status(session, now, {}).epochs
 
 
 def send(link: Link, up: App, down: App, size: int = PIECE) -> None:
@@ -40,6 +41,33 @@ def test_bytes_go_to_the_epoch_that_carried_them() -> None:
         sent, received = client[newer_or_older].bytes_sent, exit[newer_or_older].bytes_received
         assert size < sent == received < size * 1.05 + 5_000
     assert 0 < client[0].bytes_received == exit[0].bytes_sent < PIECE
+
+
+def test_all_paths_are_told() -> None:
+    link = Link()
+    link.quiesce()
+    link.join()
+    told = session_status(link.client, link.now, {1: ("ws", "ws://exit.example")})
+    assert [(path.number, path.use, path.kind, path.address) for path in told.paths] == [
+        (0, "in use", "?", ""),
+        (1, "standby", "ws", "ws://exit.example"),
+    ]
+    first, keys = told.paths[0], link.client.paths[0].keys
+    assert (first.records_sent, first.records_received) == (keys.records_sent, keys.records_received)
+    assert first.records_sent and first.records_received and first.round_trip == 0.0
+    link.client.paths[1].liveness.doubt()
+    assert session_status(link.client, link.now, {}).paths[1].use == "doubted"
+
+
+def test_the_cipher_is_that_of_the_path_in_use() -> None:
+    """It was that of the first handshake, whatever came after."""
+    link = Link()
+    link.quiesce()
+    link.cipher = next(cipher for cipher in Cipher if cipher is not link.cipher)
+    link.join()
+    link.client.prefer(1)
+    told = session_status(link.client, link.now, {})
+    assert told.cipher == told.paths[1].cipher == link.cipher.name != told.paths[0].cipher
 
 
 def test_ages() -> None:

@@ -1,4 +1,4 @@
-"""The tables below the rows of `cryprq-proxy status`: exits, sessions, peers, epochs and errors."""
+"""The tables below the rows of `cryprq-proxy status`: exits, sessions, peers, paths, epochs and errors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...status import (
     LoggedError,
     PeerSessionStatus,
     PeerStatus,
+    SessionPathStatus,
     Status,
 )
 
@@ -40,6 +41,8 @@ def tables(status: Status, width: int) -> Iterator[Table]:
     else:
         if len(status.exits) > 1:
             yield _exits(status.exits)
+        if status.session is not None and status.session.paths:
+            yield _paths(status.session.paths, width)
         if status.session is not None and status.session.epochs:
             yield _epochs(status.session.epochs)
     if status.errors:
@@ -102,14 +105,16 @@ def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
             yield duration(session.epoch_age)
             yield session.cipher or "-"
             yield session.congestion or "-"
+        yield ", ".join(f"{path.number} {path.kind} {path.use}" for path in session.paths) or "-"
         yield milliseconds(session.round_trip)
         yield str(session.streams)
         yield size(session.bytes_sent)
         yield size(session.bytes_received)
 
     columns = ("peer", "link", "lane", "epoch", *(("age", "cipher", "congestion") if roomy else ()))
-    rest = ("round trip", "streams", "sent", "received")
-    return _table("sessions", (*columns, *rest), (tuple(row(session)) for session in sessions))
+    rest = ("paths", "round trip", "streams", "sent", "received")
+    rows = (tuple(row(session)) for session in sessions)
+    return _table("sessions", (*columns, *rest), rows, fold="paths")
 
 
 def _peers(peers: Sequence[PeerStatus]) -> Table:
@@ -119,6 +124,22 @@ def _peers(peers: Sequence[PeerStatus]) -> Table:
     if len(peers) > _PEERS:
         rows.append((f"... and {len(peers) - _PEERS} more", "", ""))
     return _table("allowed peers", ("peer", "sessions", "name"), rows, fold="name")
+
+
+def _paths(paths: Iterable[SessionPathStatus], width: int) -> Table:
+    roomy = width >= _NARROW
+
+    def row(path: SessionPathStatus) -> Iterator[str]:
+        yield str(path.number)
+        yield path.use
+        yield f"{path.kind} to {path.address}" if path.address else path.kind
+        yield milliseconds(path.round_trip)
+        if roomy:
+            yield f"{path.records_sent} sent, {path.records_received} received"
+            yield path.cipher
+
+    columns = ("path", "use", "carrier", "round trip", *(("records", "cipher") if roomy else ()))
+    return _table("paths", columns, (tuple(row(path)) for path in paths), fold="carrier")
 
 
 def _epochs(epochs: Sequence[EpochStatus]) -> Table:
