@@ -148,6 +148,14 @@ def _exits(exits: Sequence[KnownExit]) -> Iterator[Metric]:
         ("exit", "kind", "congestion"),
         [((name, _label(on.kind), _label(on.congestion)), 1) for name, on in links if on is not None],
     )
+    paths = Counter(
+        (_label(exit.name), _label(path.kind), _label(path.use))
+        for exit in exits
+        if exit.session is not None
+        for path in exit.session.paths
+    )
+    text = "Paths of the session with this exit, by the kind of their carriers and what they are there for."
+    yield from _gauges("exit_paths", text, ("exit", "kind", "use"), list(paths.items()))
 
 
 _PER_EXIT: Final[tuple[tuple[str, str, Callable[[KnownExit], float | None]], ...]] = (
@@ -157,7 +165,7 @@ _PER_EXIT: Final[tuple[tuple[str, str, Callable[[KnownExit], float | None]], ...
     ("round_trip_seconds", "The link's last measured round trip.", lambda exit: exit.round_trip),
     (
         "epoch",
-        "Number of the keys in use, from 0 with each carrier.",
+        "Number of the keys in use, from 0 with each session.",
         lambda exit: None if exit.session is None else exit.session.epoch,
     ),
     (
@@ -264,6 +272,9 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
         ("congestion",),
         _counts(controls),
     )
+    paths = Counter((_label(path.kind), _label(path.use)) for session in sessions for path in session.paths)
+    text = "Paths of all sessions, by the kind of their carriers and what they are there for."
+    yield from _gauges("session_paths", text, ("kind", "use"), list(paths.items()))
     yield from _gauge("peers_authorized", "Peers that may come in.", status.authorized)
     yield from _gauge("streams", "Streams that are open.", sum(session.streams for session in sessions))
     yield from _gauge("targets", "Connections to targets.", status.targets)

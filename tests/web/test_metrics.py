@@ -20,6 +20,7 @@ from tests.support.web_fakes import TUN, World, client_status
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
+PATHS = [{"number": 3, "kind": "tcp", "use": "in use"}, {"number": 4, "kind": "ws", "use": "standby"}]
 EXIT: dict[str, Any] = {
     "role": "exit", "version": "0.1.0", "uptime": 12.5, "authorized": 3, "targets": 7, "handshakes": 1,
     "bytes": {"sent": 1000, "received": 2000}, "rotations": 5, "streams_total": 90,
@@ -27,7 +28,7 @@ EXIT: dict[str, Any] = {
     "lanes": {"sockets": [], "strangers": 6}, "names": {"running": 3, "waiting": 1, "cached": 40},
     "network": {"device": {"drops": {"no_link": 1}}, "drops": {"no_client": 2}},
     "sessions": [
-        {"peer_id": "a" * 52, "link": "up", "streams": 4, "retained": 10},
+        {"peer_id": "a" * 52, "link": "up", "streams": 4, "retained": 10, "paths": PATHS},
         {"peer_id": "b" * 52, "link": "down", "streams": 1, "retained": 20},
     ],
 }  # fmt: skip
@@ -82,6 +83,15 @@ def test_all_broken_lines_count_and_not_only_those_that_are_told() -> None:
     assert values(families(client(rules=rules))["cryprq_rule_problems"]) == {(): 4000}
 
 
+def test_paths_of_each_exit() -> None:
+    exits = [{"name": name, "session": {"paths": PATHS[:count]}} for name, count in (("home", 2), ("far", 1))]
+    assert values(families(client(exits=exits))["cryprq_exit_paths"]) == {
+        ("home", "tcp", "in use"): 1,
+        ("home", "ws", "standby"): 1,
+        ("far", "tcp", "in use"): 1,
+    }
+
+
 def test_exit() -> None:
     found = families(EXIT)
     assert values(found["cryprq_sessions"]) == {("up",): 1, ("down",): 1}
@@ -90,6 +100,7 @@ def test_exit() -> None:
     assert values(found["cryprq_connections_refused"]) == {("not_authorized",): 4, ("no_handshake",): 11}
     assert values(found["cryprq_tunnel_drops"]) == {("no_link", "device"): 1, ("no_client", "network"): 2}
     assert values(found["cryprq_retained_bytes"]) == {(): 30}
+    assert values(found["cryprq_session_paths"]) == {("tcp", "in use"): 1, ("ws", "standby"): 1}
     assert values(found["cryprq_names"]) == {("looked_up",): 3, ("waiting",): 1, ("remembered",): 40}
     assert "cryprq_link_up" not in found
 
