@@ -52,7 +52,8 @@ class Introduced:
     def kinds(self) -> list[int]:
         """Of the frames that the client has sent, read with the keys that the exit has."""
         self.send()
-        opener = RecordOpener(CIPHER, CLIENT_KEY)
+        number = self.path.number
+        opener = RecordOpener(CIPHER, record_keys(epoch(number).records, number)[0])
         data, position = memoryview(bytes(self.sent)), 0
         kinds: list[int] = []
         while True:
@@ -281,6 +282,20 @@ def test_a_joining_path_that_is_not_admitted_takes_nothing_with_it() -> None:
         on.link.quiesce()
         assert on.link.served[1].received == b"early for all that"
         assert app.events == [("opened",)]
+
+
+def test_datagrams_of_a_session_wait_for_the_verdict_on_its_next_path() -> None:
+    """Behind a refusal the exit drops what came early, and a datagram does not come again."""
+    link = Link()
+    app = link.open(App(), StreamProtocol.UDP)
+    link.quiesce()
+    link.carrier.cut()
+    on = Introduced(link=link)
+    assert app.stream is not None
+    app.stream.send_datagram(TARGET, b"behind the verdict")
+    assert wire.DATAGRAM not in on.kinds()
+    on.admit().settle()
+    assert link.served[1].datagrams == [(TARGET, b"behind the verdict")]
 
 
 def test_a_path_that_waits_for_its_verdict_carries_nothing_while_another_is_there() -> None:
