@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants import run
 from tests.mutants.run import LISTS, ROOT, BadEntry, Fault, Tree, load, load_all
 
 
@@ -66,6 +67,14 @@ def test_a_bad_list_is_refused(text: str, wrong: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(BadEntry, match=wrong):
         load(path)
+
+
+@pytest.mark.process
+def test_a_fault_that_makes_a_test_wait_is_told_apart(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "HANG", 1)
+    slow = replace(FAULT, new="__import__('time').sleep(60) or 3 * x")
+    outcome = Tree(small).attempt(slow)
+    assert outcome.good and outcome.text == "HUNG: test_double.py::test_double"
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""Several paths at a time: one carries what belongs to the session, and what becomes of it when that one fails."""
+"""Several paths at a time: what each of them carries, and what becomes of it when one fails."""
 
 from __future__ import annotations
 
@@ -8,99 +8,15 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.path import (
-    ACK_DELAY,
-    CALM_SECONDS,
-    DOUBT_SECONDS,
-    FILL_MINIMUM,
-    MOST_PATIENCE,
-    SessionPath,
-)
+from cryprq_proxy.session.path import ACK_DELAY, FILL_MINIMUM
 from cryprq_proxy.session.rotation import NEVER
-from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK
 from cryprq_proxy.session.wire import StreamProtocol
-from tests.support.links import TARGET, App, Link, ToyProvider
-from tests.support.memory import CAPACITY, Direction, MemoryCarrier, advance, settle
+from tests.support.links import TARGET, App, Link
+from tests.support.memory import CAPACITY
 from tests.support.settings import rotation_limits, session_limits
-
-SIDES = pytest.mark.parametrize("side", ["client", "exit"])
-LONG_DOUBT = 1.0
-"""Seconds after which a path on which nothing comes is in doubt."""
-
-
-class Two:
-    """A link with two paths, of which the first one is in use. `one` is at `side` and sends, `other` receives."""
-
-    def __init__(self, side: str = "client", **options: object) -> None:
-        self.link = Link(provider=ToyProvider(), **options)  # type: ignore[arg-type]
-        self.client, self.exit = self.link.client, self.link.exit
-        self.side: Session = getattr(self.link, side)
-        self.first = self.link.carrier
-        self.second = self.link.join()
-        self.carriers = [self.first, self.second]
-        self.settle()
-        ends = self.pair()
-        self.one, self.other = ends if side == "client" else ends[::-1]
-        self.advance(2.0)
-        assert self.client.current is self.first.paths[0] and self.exit.current is self.first.paths[1]
-
-    def pair(self) -> tuple[App, App]:
-        app = self.link.open()
-        self.settle()
-        assert app.stream is not None
-        return app, self.link.served[app.stream.id]
-
-    def settle(self) -> None:
-        settle(self.open)
-
-    def advance(self, seconds: float) -> None:
-        advance(self.open, seconds)
-        self.link.now = self.open[0].now
-
-    @property
-    def open(self) -> list[MemoryCarrier]:
-        return [carrier for carrier in self.carriers if carrier.open]
-
-    def join(self) -> MemoryCarrier:
-        self.carriers.append(self.link.join())
-        return self.carriers[-1]
-
-    def path(self, carrier: MemoryCarrier) -> SessionPath:
-        """The end of `carrier` at the side that sends."""
-        return carrier.paths[self.side is self.exit]
-
-    def flow(self, carrier: MemoryCarrier) -> Direction:
-        """The direction in which that side sends."""
-        return carrier.to_right if self.side is self.client else carrier.to_left
-
-    def back(self, carrier: MemoryCarrier) -> Direction:
-        """The other direction."""
-        return carrier.to_left if self.side is self.client else carrier.to_right
-
-    def prefer(self, carrier: MemoryCarrier) -> None:
-        """Both sides know it before anything else moves."""
-        number = carrier.paths[0].number
-        self.client.prefer(number)
-        serial = self.client._prefer_serial
-        self.exit._receive_prefer(serial, number)
-
-    def hold(self, *carriers: MemoryCarrier) -> None:
-        """Nothing arrives there any more."""
-        for carrier in carriers:
-            carrier.to_right.piece = carrier.to_left.piece = 0
-
-    def release(self, *carriers: MemoryCarrier) -> None:
-        for carrier in carriers:
-            carrier.to_right.piece = carrier.to_left.piece = 1 << 20
-
-
-def kinds(path: SessionPath) -> list[int]:
-    return [unit.frame[0] for unit in path.log.units]
-
-
-# --- one at a time ---
+from tests.support.two_paths import LONG_DOUBT, SIDES, Two, kinds
 
 
 @SIDES
@@ -111,63 +27,6 @@ def test_a_path_beside_the_one_in_use_carries_only_what_is_about_itself(side: st
     on.settle()
     assert len(on.other.received) == 500_000
     assert on.flow(on.second).sent == sent and not on.path(on.second).log.units
-
-
-@SIDES
-def test_what_was_preferred_last_is_used_by_both_sides(side: str) -> None:
-    on = Two(side)
-    on.client.prefer(1)
-    on.settle()
-    assert on.exit.current is on.second.paths[1]
-    sent = on.flow(on.first).sent
-    on.one.say(bytes(100_000))
-    on.settle()
-    assert len(on.other.received) == 100_000 and on.flow(on.first).sent - sent < 100
-    on.client.prefer(0)
-    on.settle()
-    assert on.client.current is on.first.paths[0] and on.exit.current is on.first.paths[1]
-
-
-def test_of_several_preferences_the_one_with_the_highest_serial_counts() -> None:
-    """Whatever order paths bring them in."""
-    on = Two()
-    on.link.forge(on.exit, wire.encode_prefer(7, 1))
-    assert on.exit.current is on.second.paths[1]
-    for serial in (0, 6, 7):
-        on.link.forge(on.exit, wire.encode_prefer(serial, 0))
-        assert on.exit.current is on.second.paths[1]
-    on.link.forge(on.exit, wire.encode_prefer(2**32 - 1, 0))
-    assert on.exit.current is on.first.paths[1]
-
-
-def test_a_preference_may_come_before_its_path_and_outlives_it() -> None:
-    on = Two()
-    on.link.forge(on.exit, wire.encode_prefer(1, 2))
-    assert on.exit.current is on.first.paths[1]
-    third = on.join()
-    assert on.exit.current is third.paths[1]
-    third.cut()
-    assert on.exit.current in (on.first.paths[1], on.second.paths[1])
-
-
-def test_a_preference_is_not_lost_with_its_path() -> None:
-    on = Two()
-    on.hold(on.first)
-    on.client.prefer(1)
-    on.first.cut()
-    on.settle()
-    third = on.join()
-    on.settle()
-    assert on.exit._preferred == 1 and on.exit.current is on.second.paths[1] is not third.paths[1]
-
-
-def test_preferring_the_same_again_says_nothing() -> None:
-    on = Two()
-    on.client.prefer(1)
-    on.settle()
-    serial = on.client._prefer_serial
-    on.client.prefer(1)
-    assert on.client._prefer_serial == serial and not on.client.retention.waits
 
 
 # --- bytes by two paths ---
@@ -377,210 +236,6 @@ def test_a_record_that_a_turn_left_behind_its_last_frame_is_acknowledged(side: s
     assert peer.received == before + 2 and peer.deadline() <= on.link.now + ACK_DELAY
 
 
-# --- doubt ---
-
-
-def doubted(side: str) -> Two:
-    """The path in use stands still, and what it has carried has gone by the other one."""
-    on = Two(side)
-    on.hold(on.first)
-    on.one.say(b"a")
-    on.advance(LONG_DOUBT)
-    assert on.path(on.first).in_doubt and on.side.current is on.path(on.second)
-    assert on.other.received == b"a"
-    return on
-
-
-@SIDES
-def test_a_path_on_which_nothing_comes_is_in_doubt_and_another_takes_over(side: str) -> None:
-    on = doubted(side)
-    assert on.first.open, "its keepalive decides whether it is lost"
-    on.one.say(b"b")
-    on.settle()
-    assert on.other.received == b"ab"
-
-
-@SIDES
-def test_a_path_that_comes_back_is_trusted_again(side: str) -> None:
-    on = doubted(side)
-    on.prefer(on.first)
-    assert on.side.current is on.path(on.second), "not before something is heard on it"
-    on.release(on.first)
-    on.advance(2 * ACK_DELAY)
-    assert not on.path(on.first).in_doubt and on.side.current is on.path(on.first)
-    on.one.say(b"b", finish=True)
-    on.settle()
-    assert on.other.received == b"ab"
-    on.advance(1.0)
-    assert on.side.retention.kept == 0 and not on.side.retention.waits
-
-
-def wait_for_doubt(on: Two) -> float:
-    """The first path falls silent; the seconds until it is in doubt. Then it is heard again, and in use again."""
-    path = on.path(on.first)
-    on.prefer(on.first)
-    on.settle()
-    on.hold(on.first)
-    on.one.say(b"a")
-    on.settle()
-    waited = path._doubt_at() - on.link.now
-    on.advance(waited + 0.001)
-    assert path.in_doubt and on.side.current is on.path(on.second)
-    on.release(on.first)
-    on.advance(2 * ACK_DELAY)
-    assert not path.in_doubt and on.side.current is path
-    return waited
-
-
-@SIDES
-def test_wrong_doubts_teach_patience_and_calm_minutes_end_it(side: str) -> None:
-    """Else a path that lives for days would at last be slow to be left for good."""
-    on = Two(side)
-    waits = [wait_for_doubt(on) for _ in range(6)]
-    assert waits[1] == pytest.approx(2 * waits[0], rel=0.2)
-    assert waits[-1] == waits[-2] == pytest.approx(MOST_PATIENCE * waits[0], rel=0.2)
-    on.advance(CALM_SECONDS - 30.0)
-    assert wait_for_doubt(on) == pytest.approx(waits[-1], rel=0.2), "a wrong doubt begins the minute anew"
-    on.advance(2 * CALM_SECONDS + 30.0)
-    assert wait_for_doubt(on) == pytest.approx(4 * waits[0], rel=0.2)
-    on.advance(6 * CALM_SECONDS)
-    assert wait_for_doubt(on) == pytest.approx(waits[0], rel=0.2)
-
-
-@SIDES
-def test_a_path_in_doubt_that_is_lost_has_lost_nothing_more(side: str) -> None:
-    on = doubted(side)
-    on.one.say(b"b")
-    on.first.cut()
-    on.one.say(b"c", finish=True)
-    on.advance(1.0)
-    assert on.other.received == b"abc" and on.other.events[-1] == ("eof",)
-    assert on.side.retention.kept == 0
-
-
-@SIDES
-def test_a_path_in_doubt_that_is_the_last_one_left_carries_on(side: str) -> None:
-    """And what it carries goes once more by the next path that comes, since the doubt is still there."""
-    on = doubted(side)
-    on.second.cut()
-    assert on.side.current is on.path(on.first)
-    on.one.say(b"b")
-    on.settle()
-    assert wire.DATA in kinds(on.path(on.first))
-    on.join()
-    on.one.say(b"c", finish=True)
-    on.settle()
-    assert on.other.received == b"abc" and on.other.events[-1] == ("eof",)
-
-
-def test_an_open_that_a_path_in_doubt_has_carried_goes_before_its_data() -> None:
-    on = doubted("client")
-    on.second.cut()
-    app = on.link.open()
-    on.settle()
-    on.join()
-    app.say(b"data")
-    on.settle()
-    assert app.stream is not None and on.link.served[app.stream.id].received == b"data"
-    assert on.exit.closed is None
-
-
-@SIDES
-def test_what_two_silent_paths_have_carried_goes_by_each_of_them_once(side: str) -> None:
-    """The second one is not in doubt before the first one answers again: until then it would take its own place."""
-    on = Two(side)
-    on.hold(on.first, on.second)
-    before = on.flow(on.first).sent, on.flow(on.second).sent
-    on.one.say(bytes(60_000))
-    on.advance(3.0)
-    assert on.path(on.first).in_doubt and not on.path(on.second).in_doubt
-    for flow, sent in zip((on.flow(on.first), on.flow(on.second)), before, strict=True):
-        assert 60_000 <= flow.sent - sent < 61_000
-    on.release(on.first)
-    on.advance(LONG_DOUBT)
-    assert not on.path(on.first).in_doubt and on.path(on.second).in_doubt
-    assert on.side.current is on.path(on.first)
-    on.one.say(b"more")
-    on.settle()
-    assert len(on.other.received) == 60_004
-
-
-@SIDES
-def test_nothing_is_in_doubt_without_another_path(side: str) -> None:
-    on = Two(side)
-    on.second.cut()
-    on.hold(on.first)
-    on.one.say(b"a")
-    on.advance(5.0)
-    assert not on.path(on.first).in_doubt and kinds(on.path(on.first))
-
-
-def test_nothing_is_in_doubt_while_the_other_path_waits_for_its_verdict() -> None:
-    link = Link()
-    app, _ = link.pair()
-    link.quiesce()
-    link.introduce()
-    path, _ = link.carrier.paths
-    link.carrier.to_left.piece = link.carrier.to_right.piece = 0
-    app.say(b"a")
-    link.carrier.advance(5.0)
-    assert link.carrier.open and not path.in_doubt and wire.DATA in kinds(path)
-
-
-@SIDES
-def test_a_path_that_owes_nothing_is_never_in_doubt(side: str) -> None:
-    on = Two(side)
-    on.advance(0.5)
-    on.hold(on.first)
-    on.advance(5.0)
-    assert not kinds(on.path(on.first)) and not on.path(on.first).in_doubt
-
-
-@SIDES
-def test_a_path_on_which_acknowledgements_come_is_never_in_doubt(side: str) -> None:
-    on = Two(side)
-    for _ in range(100):
-        on.one.say(b"a")
-        on.advance(DOUBT_SECONDS / 2)
-        assert not on.path(on.first).in_doubt
-    assert not on.path(on.second).in_doubt
-
-
-@SIDES
-def test_an_acknowledgement_by_another_path_is_a_sign_of_life_too(side: str) -> None:
-    on = Two(side)
-    path = on.path(on.first)
-    on.back(on.first).piece = 0
-    on.link.carrier = on.second
-    for _ in range(20):
-        on.one.say(b"a")
-        on.settle()
-        on.link.forge(on.side, wire.encode_records(wire.ACK, 0, path.keys.records_sent - 1))
-        assert len(kinds(path)) == 1
-        on.advance(DOUBT_SECONDS / 2)
-        assert not path.in_doubt
-    on.advance(LONG_DOUBT)
-    assert path.in_doubt
-
-
-@SIDES
-def test_the_time_of_a_doubt_begins_with_what_is_sent(side: str) -> None:
-    """Not with what was heard last, which is long ago after a silence."""
-    on = Two(side)
-    on.advance(5.0)
-    on.hold(on.first)
-    on.one.say(b"a")
-    on.settle()
-    path = on.path(on.first)
-    now = on.link.now
-    at = path._doubt_at()
-    assert now + DOUBT_SECONDS <= at < now + LONG_DOUBT
-    on.advance(at - now - 0.001)
-    assert not path.in_doubt
-    on.advance(0.002)
-    assert path.in_doubt
-
-
 # --- loss ---
 
 
@@ -626,16 +281,28 @@ def test_datagrams_and_packets_are_kept_while_there_is_a_path() -> None:
     assert not on.client.datagrams
 
 
-def test_a_path_that_the_peer_has_closed_ends_here_too() -> None:
-    on = Two()
-    path, peer = on.first.paths
+@SIDES
+def test_a_path_that_the_peer_has_closed_ends_here_too(side: str) -> None:
+    """The peer says so by another one. Nobody may find out here for long."""
+    on = Two(side)
+    path, peer = on.path(on.first), on.first.paths[on.side is on.client]
+    told: list[int] = []
+    path.abandoned = lambda: told.append(path.number)
+    on.hold(on.first)
+    on.one.say(b"on its way")
+    on.settle()
     peer.lost(on.link.now)
     on.second.settle()
-    assert path.ended and list(on.client.paths) == [1]
+    assert told == [0] and path.ended and list(on.side.paths) == [1]
     assert path.fill(memoryview(bytearray(FILL_MINIMUM)), 0, on.link.now) == 0 and path.deadline() == NEVER
-    on.one.say(b"a")
-    on.second.settle()
-    assert on.other.received == b"a"
+    assert on.other.received == b"on its way"
+
+
+def test_a_path_that_the_exit_has_never_let_in_may_be_left() -> None:
+    """A verdict that did not come in time: the exit knows nothing of the path."""
+    on = Two()
+    on.link.forge(on.exit, wire.encode_records(wire.ABANDON, 7, 0))
+    assert on.exit.closed is None and len(on.exit.paths) == 2
 
 
 # --- the end of the session ---

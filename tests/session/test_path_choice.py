@@ -1,20 +1,19 @@
-"""Which of several paths carries what belongs to the session, and what happens when it falls silent or ends."""
+"""Which of several paths carries what belongs to the session, and when one that has fallen silent does no more."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.path import DOUBT_SECONDS, SessionPath
+from cryprq_proxy.session.path import ACK_DELAY, CALM_SECONDS, DOUBT_SECONDS, MOST_PATIENCE, SessionPath
 from cryprq_proxy.session.path_choice import choose
-from cryprq_proxy.session.session import Session
 from tests.support.links import Link
-from tests.support.memory import MemoryCarrier, advance, settle
+from tests.support.two_paths import LONG_DOUBT, SIDES, Two, kinds
 
 # --- what goes before what ---
 
@@ -72,143 +71,285 @@ def test_one_that_waits_for_its_verdict_comes_last(preferred: int) -> None:
     assert chosen(joining, preferred=preferred) == 4, "early frames are better than none"
 
 
-# --- in a session ---
-
-SIDES = pytest.mark.parametrize("side", ["client", "exit"])
+# --- what the client prefers ---
 
 
-def several(count: int = 2) -> tuple[Link, list[MemoryCarrier]]:
-    """A link with so many paths, on which a stream has begun."""
-    link = Link()
-    link.pair()
-    carriers = [link.carrier, *[link.join() for _ in range(1, count)]]
-    advance(carriers, 0.1)
-    return link, carriers
+@SIDES
+def test_what_was_preferred_last_is_used_by_both_sides(side: str) -> None:
+    on = Two(side)
+    on.client.prefer(1)
+    on.settle()
+    assert on.exit.current is on.second.paths[1]
+    sent = on.flow(on.first).sent
+    on.one.say(bytes(100_000))
+    on.settle()
+    assert len(on.other.received) == 100_000 and on.flow(on.first).sent - sent < 100
+    on.client.prefer(0)
+    on.settle()
+    assert on.client.current is on.first.paths[0] and on.exit.current is on.first.paths[1]
 
 
-def used(link: Link) -> tuple[int, int]:
-    """The numbers of the paths that the client and the exit send on."""
-    assert link.client.current is not None and link.exit.current is not None
-    return link.client.current.number, link.exit.current.number
+def test_of_several_preferences_the_one_with_the_highest_serial_counts() -> None:
+    """Whatever order paths bring them in."""
+    on = Two()
+    on.link.forge(on.exit, wire.encode_prefer(7, 1))
+    assert on.exit.current is on.second.paths[1]
+    for serial in (0, 6, 7):
+        on.link.forge(on.exit, wire.encode_prefer(serial, 0))
+        assert on.exit.current is on.second.paths[1]
+    on.link.forge(on.exit, wire.encode_prefer(2**32 - 1, 0))
+    assert on.exit.current is on.first.paths[1]
 
 
-def app_of(link: Link, side: str) -> Any:
-    return link.served[1] if side == "exit" else link.client.streams[1].handler
+def test_a_preference_may_come_before_its_path_and_outlives_it() -> None:
+    on = Two()
+    on.link.forge(on.exit, wire.encode_prefer(1, 2))
+    assert on.exit.current is on.first.paths[1]
+    third = on.join()
+    assert on.exit.current is third.paths[1]
+    third.cut()
+    assert on.exit.current in (on.first.paths[1], on.second.paths[1])
 
 
-def other_side(side: str) -> str:
-    return "client" if side == "exit" else "exit"
+def test_a_preference_is_not_lost_with_its_path() -> None:
+    on = Two()
+    on.hold(on.first)
+    on.client.prefer(1)
+    on.first.cut()
+    on.settle()
+    third = on.join()
+    on.settle()
+    assert on.exit._preferred == 1 and on.exit.current is on.second.paths[1] is not third.paths[1]
 
 
-def test_the_one_in_use_stays_in_use_when_another_one_joins() -> None:
-    link, _ = several(3)
-    assert used(link) == (0, 0)
-
-
-def test_both_sides_send_on_the_one_that_the_client_prefers() -> None:
-    link, carriers = several(3)
-    for number in (1, 2, 0):
-        link.client.prefer(number)
-        settle(carriers)
-        assert used(link) == (number, number)
-
-
-def test_of_two_choices_the_later_one_counts_however_late_the_first_one_comes() -> None:
-    link, carriers = several(3)
-    link.client.prefer(1)
-    link.client.prefer(2)
-    settle(carriers)
-    link.forge(link.exit, wire.encode_prefer(1, 1))
-    assert used(link) == (2, 2)
-    link.forge(link.exit, wire.encode_prefer(3, 1))
-    assert used(link) == (2, 1)
+def test_preferring_the_same_again_says_nothing() -> None:
+    on = Two()
+    on.client.prefer(1)
+    on.settle()
+    serial = on.client._prefer_serial
+    on.client.prefer(1)
+    assert on.client._prefer_serial == serial and not on.client.retention.waits
 
 
 def test_an_exit_that_chooses_breaks_the_protocol() -> None:
-    link, _ = several()
+    on = Two()
     with pytest.raises(PeerError) as caught:
-        link.forge(link.client, wire.encode_prefer(1, 0))
+        on.link.forge(on.client, wire.encode_prefer(1, 0))
     assert caught.value.reason is CloseReason.PROTOCOL
 
 
-@SIDES
-def test_a_side_that_has_left_a_path_says_so_by_another_one(side: str) -> None:
-    """The other one may not find out for long. It then ends its half, and goes on with what the first has not got."""
-    link, carriers = several()
-    victim: Session = getattr(link, other_side(side))
-    told: list[int] = []
-    first = victim.paths[0]
-    first.abandoned = lambda: told.append(0)
-    app_of(link, other_side(side)).say(b"on its way")
-    assert first.fill(memoryview(bytearray(1 << 20)), 1 << 16, link.carrier.now), "and lost"
-    getattr(link, side).paths[0].lost(link.carrier.now)
-    settle(carriers[1:])
-    assert told == [0] and list(victim.paths) == [1]
-    assert app_of(link, side).received == b"on its way"
+# --- doubt ---
 
 
-def test_a_path_that_the_exit_has_never_let_in_may_be_left() -> None:
-    """A verdict that did not come in time: the exit knows nothing of the path."""
-    link, _ = several()
-    link.forge(link.exit, wire.encode_records(wire.ABANDON, 7, 0))
-    assert link.exit.closed is None and len(link.exit.paths) == 2
+def doubted(side: str) -> Two:
+    """The path in use stands still, and what it has carried has gone by the other one."""
+    on = Two(side)
+    on.hold(on.first)
+    on.one.say(b"a")
+    on.advance(LONG_DOUBT)
+    assert on.path(on.first).in_doubt and on.side.current is on.path(on.second)
+    assert on.other.received == b"a"
+    return on
 
 
 @SIDES
-def test_a_silent_path_that_owes_an_acknowledgement_is_left(side: str) -> None:
-    """Long before the keepalive. What it has carried goes by the other one. When that is heard again it is used
-    again, since the client prefers it."""
-    link, carriers = several()
-    session: Session = getattr(link, side)
-    link.client.prefer(0)
-    advance(carriers, 0.1)
-    app_of(link, side).say(b"held back")
-    out = memoryview(bytearray(1 << 20))
-    path = session.paths[0]
-    size = path.fill(out, 1 << 16, link.carrier.now)
-    assert size and path.deadline() < link.carrier.now + 2 * DOUBT_SECONDS
-    path.tick(path.deadline())
-    assert path.in_doubt and session.current is session.paths[1]
-    settle(carriers[1:])
-    assert app_of(link, other_side(side)).received == b"held back"
-    peer: Session = getattr(link, other_side(side))
-    peer.paths[0].receive(out[:size], link.carrier.now)
-    assert app_of(link, other_side(side)).received == b"held back", "the second copy does no harm"
-    peer.paths[0].ping_received(1)
-    settle(carriers)
-    assert not path.in_doubt and session.current is path
+def test_a_path_on_which_nothing_comes_is_in_doubt_and_another_takes_over(side: str) -> None:
+    on = doubted(side)
+    assert on.first.open, "its keepalive decides whether it is lost"
+    on.one.say(b"b")
+    on.settle()
+    assert on.other.received == b"ab"
 
 
 @SIDES
-def test_a_silent_path_is_kept_while_there_is_no_other_one(side: str) -> None:
-    """One that waits for the verdict is none."""
-    link, _ = several(1)
-    session: Session = getattr(link, side)
-    app_of(link, side).say(b"held back")
-    path = session.paths[0]
-    assert path.fill(memoryview(bytearray(1 << 20)), 1 << 16, link.carrier.now)
-    if side == "client":
-        link.introduce()
-    path.tick(link.carrier.now + 2 * DOUBT_SECONDS)
-    assert not path.in_doubt and session.current is path
+def test_a_path_that_comes_back_is_trusted_again(side: str) -> None:
+    on = doubted(side)
+    on.prefer(on.first)
+    assert on.side.current is on.path(on.second), "not before something is heard on it"
+    on.release(on.first)
+    on.advance(2 * ACK_DELAY)
+    assert not on.path(on.first).in_doubt and on.side.current is on.path(on.first)
+    on.one.say(b"b", finish=True)
+    on.settle()
+    assert on.other.received == b"ab"
+    on.advance(1.0)
+    assert on.side.retention.kept == 0 and not on.side.retention.waits
+
+
+def wait_for_doubt(on: Two) -> float:
+    """The first path falls silent; the seconds until it is in doubt. Then it is heard again, and in use again."""
+    path = on.path(on.first)
+    on.prefer(on.first)
+    on.settle()
+    on.hold(on.first)
+    on.one.say(b"a")
+    on.settle()
+    waited = path._doubt_at() - on.link.now
+    on.advance(waited + 0.001)
+    assert path.in_doubt and on.side.current is on.path(on.second)
+    on.release(on.first)
+    on.advance(2 * ACK_DELAY)
+    assert not path.in_doubt and on.side.current is path
+    return waited
 
 
 @SIDES
-def test_an_idle_path_is_never_in_doubt(side: str) -> None:
-    link, _ = several()
-    path = getattr(link, side).paths[0]
-    path.tick(link.carrier.now + 1.0)
+def test_wrong_doubts_teach_patience_and_calm_minutes_end_it(side: str) -> None:
+    """Else a path that lives for days would at last be slow to be left for good."""
+    on = Two(side)
+    waits = [wait_for_doubt(on) for _ in range(6)]
+    assert waits[1] == pytest.approx(2 * waits[0], rel=0.2)
+    assert waits[-1] == waits[-2] == pytest.approx(MOST_PATIENCE * waits[0], rel=0.2)
+    on.advance(CALM_SECONDS - 30.0)
+    assert wait_for_doubt(on) == pytest.approx(waits[-1], rel=0.2), "a wrong doubt begins the minute anew"
+    on.advance(2 * CALM_SECONDS + 30.0)
+    assert wait_for_doubt(on) == pytest.approx(4 * waits[0], rel=0.2)
+    on.advance(6 * CALM_SECONDS)
+    assert wait_for_doubt(on) == pytest.approx(waits[0], rel=0.2)
+
+
+@SIDES
+def test_a_path_in_doubt_that_is_lost_has_lost_nothing_more(side: str) -> None:
+    on = doubted(side)
+    on.one.say(b"b")
+    on.first.cut()
+    on.one.say(b"c", finish=True)
+    on.advance(1.0)
+    assert on.other.received == b"abc" and on.other.events[-1] == ("eof",)
+    assert on.side.retention.kept == 0
+
+
+@SIDES
+def test_a_path_in_doubt_that_is_the_last_one_left_carries_on(side: str) -> None:
+    """And what it carries goes once more by the next path that comes, since the doubt is still there."""
+    on = doubted(side)
+    on.second.cut()
+    assert on.side.current is on.path(on.first)
+    on.one.say(b"b")
+    on.settle()
+    assert wire.DATA in kinds(on.path(on.first))
+    on.join()
+    on.one.say(b"c", finish=True)
+    on.settle()
+    assert on.other.received == b"abc" and on.other.events[-1] == ("eof",)
+
+
+def test_an_open_that_a_path_in_doubt_has_carried_goes_before_its_data() -> None:
+    on = doubted("client")
+    on.second.cut()
+    app = on.link.open()
+    on.settle()
+    on.join()
+    app.say(b"data")
+    on.settle()
+    assert app.stream is not None and on.link.served[app.stream.id].received == b"data"
+    assert on.exit.closed is None
+
+
+@SIDES
+def test_what_two_silent_paths_have_carried_goes_by_each_of_them_once(side: str) -> None:
+    """The second one is not in doubt before the first one answers again: until then it would take its own place."""
+    on = Two(side)
+    on.hold(on.first, on.second)
+    before = on.flow(on.first).sent, on.flow(on.second).sent
+    on.one.say(bytes(60_000))
+    on.advance(3.0)
+    assert on.path(on.first).in_doubt and not on.path(on.second).in_doubt
+    for flow, sent in zip((on.flow(on.first), on.flow(on.second)), before, strict=True):
+        assert 60_000 <= flow.sent - sent < 61_000
+    on.release(on.first)
+    on.advance(LONG_DOUBT)
+    assert not on.path(on.first).in_doubt and on.path(on.second).in_doubt
+    assert on.side.current is on.path(on.first)
+    on.one.say(b"more")
+    on.settle()
+    assert len(on.other.received) == 60_004
+
+
+@SIDES
+def test_nothing_is_in_doubt_without_another_path(side: str) -> None:
+    on = Two(side)
+    on.second.cut()
+    on.hold(on.first)
+    on.one.say(b"a")
+    on.advance(5.0)
+    assert not on.path(on.first).in_doubt and kinds(on.path(on.first))
+
+
+def test_nothing_is_in_doubt_while_the_other_path_waits_for_its_verdict() -> None:
+    link = Link()
+    app, _ = link.pair()
+    link.quiesce()
+    link.introduce()
+    path, _ = link.carrier.paths
+    link.carrier.to_left.piece = link.carrier.to_right.piece = 0
+    app.say(b"a")
+    link.carrier.advance(5.0)
+    assert link.carrier.open and not path.in_doubt and wire.DATA in kinds(path)
+
+
+@SIDES
+def test_a_path_that_owes_nothing_is_never_in_doubt(side: str) -> None:
+    on = Two(side)
+    on.advance(0.5)
+    on.hold(on.first)
+    on.advance(5.0)
+    assert not kinds(on.path(on.first)) and not on.path(on.first).in_doubt
+
+
+@SIDES
+def test_a_path_on_which_acknowledgements_come_is_never_in_doubt(side: str) -> None:
+    on = Two(side)
+    for _ in range(100):
+        on.one.say(b"a")
+        on.advance(DOUBT_SECONDS / 2)
+        assert not on.path(on.first).in_doubt
+    assert not on.path(on.second).in_doubt
+
+
+@SIDES
+def test_an_acknowledgement_by_another_path_is_a_sign_of_life_too(side: str) -> None:
+    on = Two(side)
+    path = on.path(on.first)
+    on.back(on.first).piece = 0
+    on.link.carrier = on.second
+    for _ in range(20):
+        on.one.say(b"a")
+        on.settle()
+        on.link.forge(on.side, wire.encode_records(wire.ACK, 0, path.keys.records_sent - 1))
+        assert len(kinds(path)) == 1
+        on.advance(DOUBT_SECONDS / 2)
+        assert not path.in_doubt
+    on.advance(LONG_DOUBT)
+    assert path.in_doubt
+
+
+@SIDES
+def test_the_time_of_a_doubt_begins_with_what_is_sent(side: str) -> None:
+    """Not with what was heard last, which is long ago after a silence."""
+    on = Two(side)
+    on.advance(5.0)
+    on.hold(on.first)
+    on.one.say(b"a")
+    on.settle()
+    path = on.path(on.first)
+    now = on.link.now
+    at = path._doubt_at()
+    assert now + DOUBT_SECONDS <= at < now + LONG_DOUBT
+    on.advance(at - now - 0.001)
     assert not path.in_doubt
+    on.advance(0.002)
+    assert path.in_doubt
 
 
-def test_a_silent_path_that_is_no_longer_in_use_holds_nothing_back() -> None:
-    link, carriers = several()
-    app_of(link, "client").say(b"held back")
-    path = link.client.paths[0]
-    assert path.fill(memoryview(bytearray(1 << 20)), 1 << 16, link.carrier.now)
-    link.client.prefer(1)
-    settle(carriers[1:])
-    assert not app_of(link, "exit").received
-    path.tick(path.deadline())
-    settle(carriers[1:])
-    assert app_of(link, "exit").received == b"held back"
+@SIDES
+def test_a_silent_path_that_is_no_longer_in_use_holds_nothing_back(side: str) -> None:
+    on = Two(side)
+    on.hold(on.first)
+    on.one.say(b"a")
+    on.settle()
+    on.prefer(on.second)
+    on.settle()
+    assert not on.other.received
+    on.advance(LONG_DOUBT)
+    assert on.other.received == b"a"

@@ -562,7 +562,7 @@ def test_an_open_is_not_overtaken_while_acknowledged_frames_are_dropped() -> Non
     """Very many frames in front of it arrived, and are dropped a turn at a time. A path may take over meanwhile."""
     link = Link(serve=serve)
     link.quiesce()
-    for _ in range(2 * DROPS):
+    for _ in range(3 * DROPS):
         link.client.send(wire.encode_window(0, 1))
     app = link.open(destination=Destination("192.0.2.1", ECHO))
     app.say(b"hello")

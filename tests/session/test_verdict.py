@@ -97,7 +97,7 @@ def test_only_reliable_frames_leave_before_the_verdict() -> None:
     app, gone = on.link.open(), on.link.open()
     app.say(b"hello", finish=True)
     gone.stream.reset(StreamReason.CANCELLED)  # type: ignore[union-attr]
-    expected = [wire.OPEN, wire.OPEN, wire.DATA, wire.DATA, wire.RESET, wire.LANE]
+    expected = [wire.OPEN, wire.OPEN, wire.DATA, wire.RESET, wire.LANE, wire.FIN]
     assert sorted(on.kinds()) == expected
     assert not on.client.packets
 
