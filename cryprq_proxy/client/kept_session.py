@@ -114,9 +114,15 @@ class KeptSession:
     @property
     def joins_short(self) -> bool:
         """Whether the next path may join by the short pattern."""
-        recent = clock() - self._signed_at < SIGNED_SECONDS
         session = self.session
-        return session is not None and not session.rotation.bound and recent and not self.sign_next
+        if session is None or session.rotation.bound:
+            return False
+        return not self.signature_due and not self.sign_next
+
+    @property
+    def signature_due(self) -> bool:
+        """Whether no ticket of the session counts any more."""
+        return clock() - self._signed_at >= SIGNED_SECONDS
 
     def refused(self) -> Counter[Any]:
         """How many streams were refused since the start, by reason."""

@@ -239,6 +239,12 @@ class ClientLink:
             _log.warning("the path by %s is lost, another one carries on: %s", path.reached.endpoint, error)
         self._second.path_lost(path)
 
+    def sign_anew(self) -> None:
+        """A day has passed since the last signed handshake, and only by such a one there are further paths."""
+        _log.info("the exit %s is dialled anew, as it is once a day for another path", self._settings.peer)
+        for path in list(self.paths.values()):
+            path.carrier.drop()
+
     def redial(self) -> None:
         """The route to the exit has changed: have new paths, and leave the present ones as soon as one is there."""
         self._second.replace()

@@ -72,6 +72,9 @@ class PathOwner(CarrierOwner, Protocol):
 
     def path_up(self, path: LivePath) -> None: ...
 
+    def sign_anew(self) -> None:
+        """End all paths: the next one joins by a signed handshake."""
+
 
 class PathOpener:
     """`packets`: whether the exit must carry packets. `invite` is shown with a session that begins, until one has."""
@@ -120,12 +123,21 @@ class PathOpener:
 
     async def open_beside(self, avoided: Collection[Endpoint]) -> None:
         """Join the session by one more path, by another endpoint than the `avoided` ones if there is another. Raises as
-        `open`; the session goes on."""
+        `open`; the session goes on.
+
+        A day after the last signed handshake no ticket counts, and a signed one takes the place of all paths. Then they
+        are ended as soon as the exit has answered, so that `open` signs.
+        """
         kept = self._kept
-        if not kept.joins_short:
+        if not kept.joins_short and not kept.signature_due:
             raise CarrierError(CloseReason.RESUME, "another path can join by a signed handshake only")
         race = partial(self._endpoints.race_others, avoided) if avoided else self._endpoints.race
         try:
+            if kept.signature_due:
+                reached = await race(self._handshake, self._offload, kept.advertised)
+                reached.pipe.close()
+                self._owner.sign_anew()
+                return
             await self._attempt(race, kept.next_path, short=True)
         finally:
             if kept.session is not None and kept.session.attached:

@@ -17,6 +17,7 @@ from cryprq_proxy.client import backoff, second_path
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.second_path import SecondPath
 from cryprq_proxy.commands.status.view import render
+from cryprq_proxy.crypto.payloads import SIGNED_SECONDS
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.session import path as path_module
 from tests.support.settle import until
@@ -287,6 +288,62 @@ async def test_a_change_of_the_route_where_no_new_path_comes_leaves_the_old_one(
     await until(lambda: client._link._attempts >= 1 and client._link._second.task is not None)
     await echoes(app, b"still here")
     assert client.up
+
+
+def a_day_passes(here: Place, client: Client) -> None:
+    (entry,) = here.exit.sessions
+    entry.signed_at -= SIGNED_SECONDS + 1
+    client._kept._signed_at -= SIGNED_SECONDS + 1
+
+
+@pytest.mark.parametrize("why", ["a path was lost", "the route has changed"])
+async def test_a_day_later_the_link_is_signed_for_another_path(
+    here: Place, relays: list[Relay], why: str
+) -> None:
+    """The exit takes no ticket then, and a link may stand for weeks."""
+    relays.append(relay := Relay(here.web))
+    client = here.client(here.endpoint("tcp"), here.endpoint("ws", await relay.start()))
+    await both(client)
+    app = await opened(client, here.echo)
+    session, old = client._kept.session, set(client._link.paths)
+    a_day_passes(here, client)
+    if why == "a path was lost":
+        relay.cut()
+    else:
+        client.redial()
+    await until(lambda: len(client._link.paths) == 2 and old.isdisjoint(client._link.paths))
+    assert client._kept.session is session and client._kept.joins_short
+    await echoes(app, b"as before")
+
+
+async def test_a_day_later_a_path_ends_only_where_the_exit_answers(
+    here: Place, relays: list[Relay], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relays.append(relay := Relay(here.web))
+    client = here.client(here.endpoint("tcp"), here.endpoint("ws", await relay.start()))
+    await both(client)
+    app = await opened(client, here.echo)
+    used = client._link._used
+    a_day_passes(here, client)
+    assert relay.server is not None
+    address = relay.server.sockets[0].getsockname()
+    relay.server.close()
+    relay.cut()
+    attempts = 0
+    race = client._link._endpoints.race_others
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        return await race(*arguments)
+
+    monkeypatch.setattr(client._link._endpoints, "race_others", counted)
+    await until(lambda: attempts > 3)
+    await echoes(app, b"still here")
+    assert client._link._used is used
+    relay.server = await asyncio.start_server(relay._serve, *address[:2])
+    await both(client)
+    await echoes(app, b"together")
 
 
 async def test_a_join_needs_no_signature(
