@@ -146,8 +146,6 @@ class Exit:
         keys = first_keys(established.cipher, established.epoch.records, number, dialler=False)
         claimed = None if claim is None else self._claimed(peer, claim, handshake.join_hash)
         entry, proof, epoch = claimed or (None, b"", 0)
-        if entry is not None and number <= entry.taken:
-            raise HandshakeError("it claims a path whose number was used before")
         refusal = self._refusal(peer, entry)
         if refusal is not None:
             await self._refuse(pipe, keys, peer, host, refusal, invited=secret is not None)
@@ -165,10 +163,16 @@ class Exit:
 
     def _claimed(self, peer: PeerId, claim: JoinClaim, h: bytes) -> tuple[PeerSession, bytes, int] | None:
         """The session that the claim is for, if it is of `peer` and the client knows its secret; this exit's proof that
-        it knows that, too; and the epoch of the secret. A session whose own peer does not know its secret ends."""
+        it knows that, too; and the epoch of the secret. A session whose own peer does not know its secret ends.
+
+        Raises HandshakeError for a late claim, before its proof is looked at: that may be by a secret which a rotation
+        has replaced since, and who has only held a claim up must not end a session by it.
+        """
         entry = self.sessions.by_id(claim.session_id)
         if entry is None or entry.peer != peer:
             return None
+        if claim.path <= entry.taken:
+            raise HandshakeError("it claims a path whose number was used before")
         for epoch, secret in entry.session.rotation.claim_secrets.items():
             if claim.proves(secret, h):
                 return entry, join_proof(secret, JOIN_EXIT, h, claim.path), epoch

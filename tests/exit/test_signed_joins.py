@@ -96,3 +96,20 @@ async def test_nobody_but_the_peer_itself_ends_a_session_by_a_wrong_proof() -> N
         assert not stranger.resumed and len(exit.sessions) == 2
         first.cut()
         stranger.cut()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_claim_that_was_held_up_does_not_end_the_session(number: int) -> None:
+    """Its secret was replaced by the rotation behind another claim, which came first. Whoever sits in the middle can
+    have both come about, and knows nothing."""
+    async with open_exit() as exit:
+        first = await Visit(exit, ALICE).admit()
+        known, session = first.known, begun(first)
+        back = await Visit(exit, ALICE).admit(known, 2)
+        await rotated(back, session)
+        with pytest.raises(CarrierError):
+            await Visit(exit, ALICE).admit(known, number)
+        await back.send(wire.encode_number(wire.PING, 7))
+        await back.read(wire.PONG)
+        assert len(exit.sessions) == 1
+        back.cut()
