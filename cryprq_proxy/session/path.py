@@ -314,7 +314,7 @@ class SessionPath:
         session, keys = self.session, self.keys
         if session.table.windows_due and session.current is self:
             # Credit leaves, for data that can be acknowledged along with it.
-            self._ack_now = self._ack_due
+            self._ack_now = self._ack_now or self._ack_due
             self.liveness.measure_again(now)
         if self._ack_now and (received := self.received) > self._acknowledged:
             # The record that is acted on in several turns is acknowledged after the last one.

@@ -268,6 +268,24 @@ def test_the_first_record_behind_the_verdict_acknowledges_it_also_where_keys_are
     assert on.path.keys.send_epoch == on.path.keys.receive_epoch == 1
 
 
+def test_the_first_record_behind_the_verdict_acknowledges_it_also_where_credit_is_due() -> None:
+    """Credit takes an acknowledgement along if one is due, and takes none away."""
+    link = Link()
+    near, far = link.pair(eager=False)
+    far.say(bytes(60_000))
+    link.quiesce()
+    link.carrier.cut()
+    path = link.introduce()
+    near.consume(near.unconsumed)
+    assert link.client.table.windows_due
+    keys = link._keys(link.exit)
+    path.receive(memoryview(keys.sealer.seal(wire.encode_bare(wire.ACCEPT))), link.now)
+    out = memoryview(bytearray(FILL_MINIMUM + 262_144))
+    plaintext, _ = keys.opener.open(out[: path.fill(out, 262_144, link.now)], 0)
+    kinds = [kind for kind, _, _ in wire.read_frames(bytes(plaintext or b""))]
+    assert kinds[0] == wire.ACK and wire.WINDOW in kinds
+
+
 def test_a_joining_path_that_is_not_admitted_takes_nothing_with_it() -> None:
     """The exit may have read the early records, or not: nothing says so."""
     for read in (False, True):
