@@ -7,46 +7,58 @@
 reset     the only path, over TCP, is reset at the exit: the client dials again and joins the session
 second    two paths, over TCP and in a WebSocket; the one in use is reset
 silent    the same, and the one in use becomes silent for two seconds: nothing passes, and nobody says so
+up, down  the same, and only what the client sends is lost, or only what the exit sends
 
-A message goes by one stream to the server and back every ten milliseconds. `again` is the time from the loss until the
-first answer behind the longest gap, `late` by how much the slowest answer exceeds a usual one. Hosts are namespaces
-(hosts.py), the line is delayline.py; clocks of all hosts are the machine's.
+What the stream does (resume_ends.py), with --load:
+
+talk      a message goes to the server and back every 20 ms
+idle      the same, once a second
+take      a download, on a line of 20 Mbit/s
+send      an upload on such a line
+
+`again` is the time from the loss until the first answer, or data, behind the longest gap; `late` by how much the
+slowest answer exceeds a usual one, or that gap. Hosts are namespaces (hosts.py), the line is delayline.py; clocks of
+all hosts are the machine's.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
 from commandline import checkout, count, not_negative, run_to_end, some_of, told_at_end
-from hosts import EXIT, SERVER, Wire, new_lab
+from hosts import EXIT, Wire, new_lab
+from resume_ends import PORT as SERVER_PORT
 from run import machine
-from wan_load import Connection
-from wan_proxies import SOCKS, CryprqProxy
+from wan_proxies import CryprqProxy
 
 from tests.support.lab.links import PORT
 from tests.support.lab.net import until
 
 WEBSOCKET_PORT = 8443
-ECHO_PORT = 7007
-MESSAGE = 32
-EVERY = 0.010
-"""Seconds between two messages."""
+ENDS = Path(__file__).with_name("resume_ends.py")
+LOADS = {
+    "talk": ["talk", "--every", "0.02"],
+    "idle": ["talk", "--every", "1"],
+    "take": ["take"],
+    "send": ["send"],
+}
+RATE = 20e6
+"""Bit/s of the line for a transfer."""
 SILENT = 2.0
 SETTLE = 2.0
 """Seconds after which all paths are there again, and what they have missed was sent."""
 AROUND = 0.5
-BARS = {"reset": 0.5, "second": 0.06, "silent": None}
+BARS = {"reset": 0.5, "second": 0.06, "silent": None, "up": None, "down": None}
 """Seconds: of `again` for the only path, else of `late`: one round trip, and 10 ms for the line and the programs."""
 
 
@@ -56,9 +68,10 @@ class Loss(NamedTuple):
 
 
 class Subject(CryprqProxy):
-    """Ours with one path or two, and an echo on its server."""
+    """Ours with one path or two, and the other end of the stream on its server."""
 
     paths = 1
+    stream = "talk"
 
     def prepare(self) -> None:
         super().prepare()
@@ -77,12 +90,13 @@ class Subject(CryprqProxy):
             self._client_file.write_text("\n".join([f"peer = [{quoted}]", *lines]) + "\n")
 
     def probe(self) -> tuple[subprocess.Popen[str], Path]:
-        """Start the stream. Its answers stand in a file, a line each: sent, arrived."""
-        self.server.popen([sys.executable, __file__, "--echo"])
-        until(lambda: f":{ECHO_PORT} " in self.server.run(["ss", "-Hltn"]), "the echo listens")
-        answers = self.files / "answers"
-        with answers.open("w") as file:
-            return self.client.popen([sys.executable, __file__, "--probe"], stdout=file), answers
+        """Start the stream. What arrives stands in a file, a line each: sent, or arrived before, and arrived."""
+        arrivals = [self.files / name for name in ("at the server", "at the client")]
+        with arrivals[0].open("w") as at_server, arrivals[1].open("w") as at_client:
+            self.server.popen([sys.executable, str(ENDS), "serve"], stdout=at_server)
+            until(lambda: f":{SERVER_PORT} " in self.server.run(["ss", "-Hltn"]), "the server listens")
+            probe = self.client.popen([sys.executable, str(ENDS), *LOADS[self.stream]], stdout=at_client)
+        return probe, arrivals[self.stream != "send"]
 
     def connections(self) -> int:
         return len(self.exit.run(["ss", "-Htn", "state", "established", f"src {EXIT}"]).splitlines())
@@ -91,11 +105,12 @@ class Subject(CryprqProxy):
         """The path over TCP, at the exit."""
         self.exit.run(["ss", "-K", "-Htn", "state", "established", f"src {EXIT}:{PORT}"])
 
-    def silence(self) -> None:
-        """Nothing passes on it for a while."""
+    def silence(self, what: str) -> None:
+        """Nothing passes on it for a while, or not in one direction."""
         chains = [
             f"chain {name} {{ type filter hook {hook} priority 0; tcp {port} {PORT} drop; }}"
-            for name, hook, port in (("into", "input", "dport"), ("out", "output", "sport"))
+            for name, hook, port in (("up", "input", "dport"), ("down", "output", "sport"))
+            if what in ("silent", name)
         ]
         self.exit.nft("\n".join(["table inet silent {", *chains, "}"]))
         time.sleep(SILENT)
@@ -105,7 +120,7 @@ class Subject(CryprqProxy):
 def measure(subject: Subject, lose: Callable[[], None], tries: int) -> list[Loss]:
     """Lose a path so often. Raises LabError."""
     probe, answers = subject.probe()
-    until(lambda: answers.read_text().count("\n") > 100, "the stream is answered")
+    until(lambda: answers.read_text().count("\n") > 5, "the stream goes on")
     losses = []
     for _ in range(tries):
         until(lambda: subject.connections() >= subject.paths, "all paths are there")
@@ -130,58 +145,16 @@ def of_loss(began: float, usual: float, pairs: list[tuple[float, float]]) -> Los
     return Loss(max(gaps)[1] - began, max(arrived - sent for sent, arrived in near) - usual)
 
 
-# --- the ends of the stream, processes of their own ---
-
-
-def echo() -> None:
-    with socket.create_server(("0.0.0.0", ECHO_PORT)) as listener:
-        while True:
-            sock, _ = listener.accept()
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with sock:
-                while data := sock.recv(65536):
-                    sock.sendall(data)
-
-
-async def by_proxy() -> socket.socket:
-    connection = Connection(argparse.Namespace(server=(SERVER, ECHO_PORT), proxy=SOCKS))
-    await connection.connect()
-    return connection.socket
-
-
-def probe() -> None:
-    with asyncio.run(by_proxy()) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        following, rest = time.monotonic(), b""
-        while True:
-            sock.settimeout(max(following - time.monotonic(), 0.0001))
-            try:
-                data = sock.recv(65536)
-            except (TimeoutError, BlockingIOError):
-                data = b""
-            else:
-                if not data:
-                    raise SystemExit("the stream ended")
-            now, rest = time.monotonic(), rest + data
-            while len(rest) >= MESSAGE:
-                print(rest[:MESSAGE].decode().strip(), now, flush=True)
-                rest = rest[MESSAGE:]
-            if now >= following:
-                sock.settimeout(None)
-                sock.sendall(f"{now:.6f}".ljust(MESSAGE).encode())
-                following = max(following + EVERY, now)
-
-
 # --- the table ---
 
 
-def row(name: str, label: str, losses: list[Loss]) -> str:
+def row(name: str, load: str, label: str, losses: list[Loss]) -> str:
     bar = BARS[name]
     value = max(loss.again if name == "reset" else loss.late for loss in losses)
     verdict = "" if bar is None else f"{bar:g} s ({'met' if value <= bar else '**missed**'})"
     columns = list(zip(*losses, strict=True))
     cells = [f"{1000 * statistics.median(values):.0f}, {1000 * max(values):.0f}" for values in columns]
-    return "| " + " | ".join([name, label, str(len(losses)), *cells, verdict]) + " |"
+    return "| " + " | ".join([name, load, label, str(len(losses)), *cells, verdict]) + " |"
 
 
 def arguments() -> argparse.Namespace:
@@ -189,45 +162,41 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", type=some_of(BARS), default=",".join(BARS), help="some of %(default)s")
+    parser.add_argument("--load", type=some_of(LOADS), default="talk", help="some of %(default)s")
     parser.add_argument("--tries", type=count, default=20, help="(%(default)s)")
     parser.add_argument(
         "--delay", type=not_negative, default=0.025, help="seconds in each direction (%(default)s)"
     )
     parser.add_argument("--tree", type=checkout, help="another checkout of this program, measured as well")
-    for hidden in ("--echo", "--probe"):
-        parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if isinstance(options.only, str):
-        options.only = options.only.split(",")
+    for name in ("only", "load"):
+        if isinstance(chosen := getattr(options, name), str):
+            setattr(options, name, chosen.split(","))
     return options
 
 
 def run(options: argparse.Namespace) -> None:
     rows: list[str] = []
-    head = "| test | tree | tries | again: median, worst, ms | late: median, worst, ms | bar |"
+    head = "| test | load | tree | tries | again: median, worst, ms | late: median, worst, ms | bar |"
 
     def tell() -> None:
-        print("\n".join([head, "|" + " --- |" * 6, *rows]))
+        print("\n".join([head, "|" + " --- |" * 7, *rows]))
 
     print(f"{machine()}; {2000 * options.delay:g} ms there and back.\n")
     trees = {"this": None} if options.tree is None else {"this": None, "the other": options.tree}
     with told_at_end(rows, tell):
-        for name in options.only:
-            for label, tree in trees.items():
-                with ExitStack() as stack:
-                    subject = Subject(stack.enter_context(new_lab()), Wire(delay=options.delay))
-                    subject.tree, subject.paths = tree, 1 if name == "reset" else 2
-                    stack.enter_context(subject).start()
-                    lose = subject.silence if name == "silent" else subject.reset
-                    rows.append(row(name, label, measure(subject, lose, options.tries)))
+        for name, load, label in product(options.only, options.load, trees):
+            wire = Wire(delay=options.delay, rate=RATE if load in ("take", "send") else 0)
+            with ExitStack() as stack:
+                subject = Subject(stack.enter_context(new_lab()), wire)
+                subject.tree, subject.paths, subject.stream = trees[label], 1 if name == "reset" else 2, load
+                stack.enter_context(subject).start()
+                lose = subject.reset if name in ("reset", "second") else partial(subject.silence, name)
+                rows.append(row(name, load, label, measure(subject, lose, options.tries)))
 
 
 def main() -> int:
-    options = arguments()
-    if options.echo or options.probe:
-        echo() if options.echo else probe()
-        return 0
-    return run_to_end(lambda: run(options))
+    return run_to_end(lambda: run(arguments()))
 
 
 if __name__ == "__main__":

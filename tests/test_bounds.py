@@ -208,6 +208,11 @@ REACHED = {
         "session/test_control_rates.py::test_control_frames_have_a_burst_and_a_rate",
         "session/test_control_rates.py::test_late_frames_have_a_burst_and_a_rate",
     ],
+    "sent again when a path falls in doubt, as the peer may say at any time, besides one frame; frames looked at for "
+    "that": [
+        "session/test_retention.py::test_of_a_path_in_doubt_a_bounded_part_goes_again",
+        "session/test_retention.py::test_of_a_path_in_doubt_a_bounded_number_of_units_is_looked_at",
+    ],
     "stream numbers that are left out": [
         "session/test_number_set.py::test_gaps_are_bounded_at_the_end",
         "session/test_number_set.py::test_gaps_are_bounded_in_the_middle",
@@ -650,6 +655,8 @@ NUMBERS: dict[str, list[float]] = {
         control_rates.LATE_BURST,
         control_rates.LATE_RATE,
     ],
+    "sent again when a path falls in doubt, as the peer may say at any time, besides one frame; frames looked at for "
+    "that": [retention.REPEATED, retention.DROPS],
     "stream numbers that are left out": [number_set.MAX_GAPS],
     "data that come before those in front of them, besides their bytes": [
         reassembly.MAX_PIECES,

@@ -69,6 +69,19 @@ def look_at(sock: socket.socket) -> FarEnd:
     return FarEnd.ENDED if info[_STATE] == _CLOSE_WAIT else FarEnd.THERE
 
 
+def unanswered(sock: socket.socket) -> float:
+    """For how many seconds the other end of a connected TCP socket has acknowledged nothing, though it has something to
+    acknowledge: 0 where it has nothing. Infinity where nothing is known. Takes 2 us."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO_SIZE) if _TCP_INFO else b""
+    except OSError:
+        info = b""
+    if len(info) < _INFO_SIZE:
+        return float("inf")
+    waits = info[_PROBES] or _U32.unpack_from(info, _UNACKED)[0]
+    return float(_U32.unpack_from(info, _LAST_ACK)[0] / 1000) if waits else 0.0
+
+
 def has_unread(sock: socket.socket) -> bool:
     """Whether bytes lie unread in `sock`, behind which an end may hide. Takes 1 us, and no error from the reader."""
     try:

@@ -24,6 +24,7 @@ from typing import ClassVar, Final, Protocol
 
 from ..base.buffers import SHARED
 from ..base.clock import clock
+from ..base.far_end import unanswered
 from ..base.faults import Faults, contained, report_fault
 from ..errors import CarrierError, CarrierFault, CloseReason, NotAdmitted, PeerError, reason_of, words_of
 from ..session.path import FILL_MINIMUM, SessionPath
@@ -85,6 +86,7 @@ class Carrier:
         """The kernel's congestion control for what is sent."""
         self._set_lowat(MAX_LOWAT >> 2)
         path.abandoned = self._abandoned
+        path.unanswered = lambda: unanswered(sock)
 
     def pass_to(self, owner: CarrierOwner) -> None:
         """From now on `owner` is told of the end, and no other."""

@@ -28,6 +28,7 @@ from .retention import PathLog
 from .rotation import NEVER, Rotation
 from .scheduler import Scheduler
 from .stream_table import StreamTable
+from .suspicion import LEAST_LATE, Suspicion
 from .turns import BYTES_PER_UNIT, DATA_COST, FILL_WORK, FRAME_COSTS, RECORD_WORK, TurnBudget
 from .verdict import open_verdict
 from .windows import WindowPool
@@ -42,15 +43,6 @@ MAX_EARLY: Final = 65_536
 """Before the exit's verdict no record begins behind so many bytes of records."""
 FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 5 * OVERHEAD
 """Bytes of buffer that `fill` needs beyond its budget."""
-DOUBT_ROUNDS: Final = 3
-DOUBT_SECONDS: Final = 0.1
-"""A path is in doubt if nothing came on it for so many round trips and seconds, while it owes an acknowledgement and
-another path is there that is not in doubt."""
-MOST_PATIENCE: Final = 16
-"""Each doubt that was wrong doubles that time, for this path, up to so many times as much: else two slow hosts send all
-of it by one path after the other, which makes them slower (RFC 9002 section 6.2.1 backs off for the same reason)."""
-CALM_SECONDS: Final = 60.0
-"""Without a wrong doubt for so long, the time is halved again: a path that lives for days meets a bad hour, too."""
 
 
 class PathSession(Protocol):
@@ -87,8 +79,10 @@ class PathSession(Protocol):
     def rotation_deadline(self, path: SessionPath, /) -> float: ...
     def tick_rotation(self, path: SessionPath, now: float, /) -> None: ...
     def choose(self) -> None: ...
-    def doubt(self, path: SessionPath, /) -> None: ...
+    def doubt(self, path: SessionPath, /, *, told: bool) -> None: ...
     def trust(self, path: SessionPath, /) -> None: ...
+    def answered(self, path: SessionPath, asked: float, /) -> bool: ...
+    def overtake(self, path: SessionPath, asked: float, /) -> None: ...
     def path_lost(self, path: SessionPath, now: float, /) -> None: ...
     def close(self, reason: CloseReason, /) -> None: ...
 
@@ -113,6 +107,8 @@ class SessionPath:
         self.keys = keys
         self.ready: Callable[[], None] = _nothing
         self.abandoned: Callable[[], None] = _nothing
+        self.unanswered: Callable[[], float] = _unknown
+        """For how many seconds the kernel of the other end has acknowledged nothing; see base/far_end.py."""
         self.ended = False
         self.log = PathLog(number)
         self.liveness = Liveness(keepalive)
@@ -120,13 +116,10 @@ class SessionPath:
         self.length = PathLength(UNKNOWN_ROUND_TRIP, session.bytes_received, now)
         self.rate: float | None = None
         """Bytes per second that it sends, as far as it is known."""
-        self._patience = 1
-        self._impatient_at = NEVER
-        """When the patience is halved."""
-        self._doubts_from = 0.0
-        """The time before which it is not in doubt: nothing else could carry what it has carried."""
-        self.asked = NEVER
-        """When it last carried the first unit that is not acknowledged."""
+        self.suspicion = Suspicion()
+        self._asked = self._overtakes_at = NEVER
+        """It has answered what it was asked at the first time, and is believed at the second one to be faster than
+        paths that were asked then too and have not answered yet."""
         self._admitted = admitted
         """What waits for the exit's verdict."""
         self._early = MAX_EARLY
@@ -177,7 +170,11 @@ class SessionPath:
         if self.ended or self._admitted is not None or self.session.closed is not None:
             return NEVER
         return min(
-            self._ack_by, self.liveness.deadline(), self.session.rotation_deadline(self), self._doubt_at()
+            self._ack_by,
+            self.liveness.deadline(),
+            self.session.rotation_deadline(self),
+            self._doubt_at(),
+            self._overtakes_at,
         )
 
     def tick(self, now: float) -> None:
@@ -194,18 +191,21 @@ class SessionPath:
             self._ack_now = True
             self.wake()
         if now >= self._doubt_at():
-            self._doubt(now)
+            if all(path.in_doubt for path in session.paths.values() if path.admitted and path is not self):
+                # All would go twice by the same path.
+                self.suspicion.postpone(now)
+            elif self.suspicion.confirmed(self.unanswered(), now):
+                self.doubt(now)
+        if now >= self._overtakes_at:
+            self._overtakes_at = NEVER
+            session.overtake(self, self._asked)
 
-    def _doubt(self, now: float) -> None:
-        """Nothing has come for long: let another path carry what this one has carried, if there is one that answers. If
-        there is none, all would go twice by the same path."""
-        session = self.session
-        if all(path.in_doubt for path in session.paths.values() if path.admitted and path is not self):
-            self._doubts_from = now + DOUBT_SECONDS
-            return
+    def doubt(self, now: float, *, told: bool = False) -> None:
+        """It is silent, or the peer has `told` so: ask it, and meanwhile use another one."""
         self.liveness.doubt()
+        self.suspicion.begin(now)
         self.wake()
-        session.doubt(self)
+        self.session.doubt(self, told=told)
 
     def _doubt_at(self) -> float:
         paths = self.session.paths
@@ -213,9 +213,7 @@ class SessionPath:
             return NEVER
         if not any(path.admitted for path in paths.values() if path is not self):
             return NEVER
-        since = max(self.asked, self.liveness.last)
-        silent = since + (DOUBT_ROUNDS * self.liveness.round_trip + DOUBT_SECONDS) * self._patience
-        return max(silent, self._doubts_from)
+        return self.suspicion.at
 
     def probe(self, within: float, now: float) -> None:
         """Request a sign of life within `within` seconds, for example after a suspend."""
@@ -299,7 +297,11 @@ class SessionPath:
             self._write_own(writer, now)
         chosen = session.current is self
         if chosen:
+            if not self.log.units:
+                self.suspicion.asked = now
             left = session.write(self, writer, budget, left, now)
+            if self.log.units:
+                self.suspicion.sent(self.log.units[-1].record, now)
         written = writer.flush()
         self._woken = False
         if early:
@@ -486,13 +488,15 @@ class SessionPath:
         doubted = self.in_doubt
         sample = self.liveness.pong(token, now)
         if doubted and not self.in_doubt:
-            self._patience = min(2 * self._patience, MOST_PATIENCE)
-            self._impatient_at = now + CALM_SECONDS
+            self.suspicion.end(now)
             session.trust(self)
-        elif now >= self._impatient_at:
-            self._patience //= 2
-            self._impatient_at = now + CALM_SECONDS if self._patience > 1 else NEVER
+        elif not doubted:
+            self.suspicion.calm(now)
         if sample is not None:
+            self.suspicion.measured(sample + ACK_DELAY)
+            if session.answered(self, now - sample):
+                self._asked = now - sample
+                self._overtakes_at = min(self._overtakes_at, now + LEAST_LATE)
             self.length.measured(sample, session.bytes_received, session.windows.credit, now)
 
 
@@ -506,3 +510,8 @@ def _only_early(frames: Iterator[wire.Frame]) -> Iterator[wire.Frame]:
 
 def _nothing() -> None:
     """Nobody is told."""
+
+
+def _unknown() -> float:
+    """Nobody knows."""
+    return float("inf")

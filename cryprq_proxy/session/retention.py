@@ -10,6 +10,8 @@ A unit is what is sent again: a DATA frame or a control frame, as plaintext. It 
 An acknowledgement of a path drops what its log begins with. When a path is lost its log moves to `lost`, and leaves by
 the next path, sealed anew. An acknowledgement that still comes for it drops what has not left again.
 
+When a path falls in doubt, the oldest of its log moves there, and the path goes on with the rest.
+
 The order of all this is not that of the streams' bytes, which need none. But on each path an OPEN goes before whatever
 else belongs to its stream, unless it is acknowledged. So nothing goes before what a lost path has carried, and if
 several are lost, the last one has carried what the others had begun with.
@@ -38,6 +40,10 @@ UNIT_COST: Final = 128
 """Bytes that a kept unit costs besides its frame: the objects around it."""
 DROPS: Final = 4_096
 """Acknowledged units that are dropped at once; then others have their turn."""
+REPEATED: Final = 65_536
+SMALL: Final = 4_096
+"""When a path falls in doubt so many bytes go again at once, and a little more: the oldest unit, and then those with
+frames of up to so many bytes, as requests and their answers are."""
 _ALL: Final = 1 << 63
 
 
@@ -224,6 +230,30 @@ class Retention:
         if log.units:
             self._lost.appendleft(log)
             self._lost_logs.setdefault(log.number, []).append(log)
+
+    def repeat_oldest(self, log: PathLog) -> None:
+        """The path of `log` is in doubt: the oldest unit that it has carried goes again, and small ones, any of which
+        may be all that somebody waits for. The log keeps a copy of each OPEN that others in it need."""
+        units, rest, again = log.units, deque[Unit](), PathLog(log.number)
+        opens, left = 0, REPEATED
+        for _ in range(min(len(units), DROPS)):
+            unit = units.popleft()
+            if again.units and len(unit.frame) > SMALL:
+                rest.append(unit)
+                continue
+            again.units.append(unit)
+            left -= len(unit.frame)
+            if unit.frame[0] == OPEN:
+                rest.append(copy := Unit(unit.frame))
+                copy.record = unit.record
+                opens += 1
+            if left <= 0:
+                break
+        if units or len(rest) > opens:
+            units.extendleft(reversed(rest))
+            self._charge(sum(unit.cost for unit in rest if unit.frame[0] == OPEN))
+        self.lose(again)
+        self.acknowledge(again, log.acknowledged)
 
     def repeat_opens(self, log: PathLog) -> None:
         """Another path takes over while that of `log` goes on: what follows an OPEN there may overtake it, so those

@@ -219,10 +219,12 @@ class Session:
         path = self.current
         if path is before or self.closed is not None:
             return
-        if before is not None and before.in_doubt:
-            self._lose(before)
-        elif before is not None and self.dialler:
-            self.retention.repeat_opens(before.log)
+        if before is not None:
+            self.turn.spend(len(before.log.units) // DROPS_PER_UNIT)
+            if before.in_doubt:
+                self.retention.repeat_oldest(before.log)
+            if self.dialler:
+                self.retention.repeat_opens(before.log)
         if path is None:
             self.scheduler.open = False
             return
@@ -231,10 +233,36 @@ class Session:
         self.scheduler.open = self.retention.has_room()
         path.wake()
 
-    def doubt(self, path: SessionPath) -> None:
-        """Nothing is heard on `path`: what it has carried goes by another one, too."""
-        self._lose(path)
+    def doubt(self, path: SessionPath, *, told: bool) -> None:
+        """`path` does not answer: the oldest of what it has carried goes by another one too. An acknowledgement that
+        comes by that one tells the peer, which may hear us on `path` and not know that we do not hear it."""
+        if path is not self.current:
+            self.retention.repeat_oldest(path.log)
         self.choose()
+        other = self.current
+        if other is not None and other is not path:
+            if not told:
+                other.announce(wire.encode_records(wire.ACK, path.number, path.received))
+            other.measure()
+        self.wake()
+
+    def answered(self, path: SessionPath, asked: float) -> bool:
+        """`path` has answered what it was asked at that time. Whether others are in doubt that were asked then too."""
+        if path.in_doubt:
+            return False
+        doubted = [other.suspicion.since for other in self.paths.values() if other.in_doubt]
+        if any(since > asked for since in doubted):
+            path.measure()
+        return any(since <= asked for since in doubted)
+
+    def overtake(self, path: SessionPath, asked: float) -> None:
+        """`path` is faster than those that are still in doubt: all that they have carried goes by another one, too."""
+        if path.in_doubt:
+            return
+        for other in self.paths.values():
+            if other.in_doubt and other.suspicion.since <= asked:
+                other.suspicion.confirm()
+                self._lose(other)
         self.wake()
 
     def _lose(self, path: SessionPath) -> None:
@@ -244,6 +272,8 @@ class Session:
     def trust(self, path: SessionPath) -> None:
         """`path` has answered again."""
         self.choose()
+        if any(other.in_doubt for other in self.paths.values()):
+            path.measure()
 
     @property
     def attached(self) -> bool:
@@ -425,8 +455,6 @@ class Session:
     def write(self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float) -> int:
         """Write what belongs to the session. Returns how much of the turn's work is left."""
         retention, scheduler, log = self.retention, self.scheduler, path.log
-        if not log.units:
-            path.asked = now
         if path.admitted:
             left = self._write_unqueued(path, writer, budget, left, now)
         presses = self.rotation.presses(path.keys)
@@ -484,9 +512,16 @@ class Session:
         if self.retention.kept > self.limits.retained + MAX_SMALL and self.closed is None:
             raise PeerError(CloseReason.LIMIT, "the peer does not acknowledge what it has received")
 
-    def _receive_ack(self, number: int, records: int) -> None:
-        if not self._acknowledge(number, records):
+    def _receive_ack(self, on: SessionPath, number: int, records: int) -> None:
+        """It came on path `on`. If that is another one than it names, the peer is in doubt about that."""
+        news = self._acknowledge(number, records)
+        if not news or number != on.number:
             self._rates.control(wire.ACK, self.rotation.current, self.now)
+        if number == on.number:
+            if news:
+                on.suspicion.answered(records, self.now)
+        elif (path := self.paths.get(number)) is not None and path.admitted and not path.in_doubt:
+            path.doubt(self.now, told=True)
 
     def _acknowledge(self, number: int, records: int) -> bool:
         """The peer has received so many records of path `number`. Whether that is news."""
@@ -501,7 +536,6 @@ class Session:
         for log in logs:
             self.retention.acknowledge(log, records)
         if path is not None:
-            path.asked = self.now
             path.keys.acknowledged = max(path.keys.acknowledged, records)
         if not self._dropping:
             self._drop_acknowledged()
@@ -601,7 +635,7 @@ _ACTIONS: Final[dict[int, Callable[[Session, SessionPath, int, Any], None]]] = {
     wire.GOAWAY: lambda session, _, __, ___: session._receive_goaway(),
     wire.PREFER: lambda session, _, __, value: session._receive_prefer(*value),
     wire.ABANDON: lambda session, _, __, value: session._receive_abandon(*value),
-    wire.ACK: lambda session, _, __, value: session._receive_ack(*value),
+    wire.ACK: lambda session, path, __, value: session._receive_ack(path, *value),
     wire.PING: lambda _, path, __, token: path.ping_received(token),
     wire.PONG: lambda session, path, _, token: path.pong_received(token, session.now),
     wire.SWITCH: _misplace(wire.SWITCH),

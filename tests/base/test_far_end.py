@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from cryprq_proxy.base import far_end
-from cryprq_proxy.base.far_end import FarEnd, Holder, has_unread, holder_of, look_at
+from cryprq_proxy.base.far_end import FarEnd, Holder, has_unread, holder_of, look_at, unanswered
 from cryprq_proxy.base.sockets import set_reset_on_close
 from tests.support.settle import until
 from tests.support.visits import tcp_pair
@@ -113,11 +113,32 @@ def test_silence_counts_while_an_answer_is_due(told: Told, end: FarEnd) -> None:
     assert look_at(cast(socket.socket, told)) is end
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        (Told(0, 0, 10_000), 0.0),
+        (Told(0, 3, 120), 0.12),
+        (Told(4, 0, 120), 0.12),
+        (Told(4, 3, 120, size=40), float("inf")),
+    ],
+)
+def test_for_how_long_an_acknowledgement_is_due(told: Told, seconds: float) -> None:
+    assert unanswered(cast(socket.socket, told)) == seconds
+
+
+async def test_what_the_far_end_has_acknowledged_is_answered(ends: Ends) -> None:
+    ends.own.send(b"something")
+    await until(lambda: unanswered(ends.own) == 0.0)
+    ends.own.close()
+    assert unanswered(ends.own) == float("inf"), "nothing is known"
+
+
 def test_without_tcp_info_nothing_is_known(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(far_end, "_TCP_INFO", 0)
     set_reset_on_close(ends.far)
     ends.far.close()
     assert look_at(ends.own) is FarEnd.THERE
+    assert unanswered(ends.own) == float("inf")
 
 
 async def test_who_holds_an_end(ends: Ends) -> None:

@@ -96,5 +96,5 @@ def test_what_was_on_a_lost_path_may_be_acknowledged_later(side: str) -> None:
     path.lost(link.carrier.now)
     [log] = victim.retention.lost_logs(0)
     assert log.units
-    victim._receive_ack(0, path.keys.records_sent)
+    victim._acknowledge(0, path.keys.records_sent)
     assert not log.units and not victim.retention.lost_logs(0)[0].units

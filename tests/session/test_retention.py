@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.session.retention import (
     DROPS,
+    REPEATED,
     SLOT_HEADROOM,
     SLOT_MINIMUM,
     SLOT_SIZE,
+    SMALL,
     UNIT_COST,
     MemoryBudget,
     PathLog,
@@ -295,6 +297,84 @@ def test_repeated_opens_do_not_multiply() -> None:
         on.log = logs[0]
         assert on.send_waiting() == [frame]
         assert on.retention.kept == (turn + 1) * (UNIT_COST + len(frame))
+
+
+def test_of_a_path_in_doubt_the_oldest_and_what_is_small_go_again() -> None:
+    on = Kept()
+    units = [data(SMALL + number) for number in range(1, 4)]
+    small = [data(10), data(20)]
+    for unit in (units[0], small[0], units[1], small[1], units[2]):
+        on.send(unit)
+    first, kept = on.log, on.retention.kept
+    on.retention.repeat_oldest(first)
+    assert list(first.units) == [units[1], units[2]], "the path goes on with the rest"
+    on.log, on.records = PathLog(1), 0
+    assert on.send_waiting() == [bytes(unit.frame) for unit in (units[0], *small)]
+    assert on.retention.kept == kept
+
+
+def test_of_a_path_in_doubt_what_is_acknowledged_does_not_go_again() -> None:
+    on = Kept()
+    for _ in range(5):
+        on.send(data(10))
+    first, on.log = on.log, PathLog(1)
+    on.retention.acknowledge(first, 2)
+    on.retention.repeat_oldest(first)
+    on.retention.drop()
+    on.retention.acknowledge(on.retention.lost_logs(0)[0], 3)
+    on.retention.drop()
+    assert len(on.send_waiting()) == 2 and on.retention.kept == 2 * data(10).cost
+
+
+def test_a_path_in_doubt_keeps_the_opens_of_what_it_keeps() -> None:
+    """Whichever of the two parts is lost again first: no stream's data goes before its OPEN."""
+    on = Kept()
+    frame = encode_open(1, StreamProtocol.TCP, TARGET)
+    on.retention.append(frame)
+    on.send_waiting()
+    large = [data(SMALL + 1), data(SMALL + 2)]
+    for unit in large:
+        on.send(unit)
+    first, on.log, on.records = on.log, PathLog(1), 0
+    on.retention.repeat_oldest(first)
+    kept = [bytes(unit.frame) for unit in first.units]
+    assert kept == [frame, *[bytes(unit.frame) for unit in large]]
+    assert on.retention.kept == 2 * (UNIT_COST + len(frame)) + sum(unit.cost for unit in large)
+    on.retention.lose(first)
+    assert on.send_waiting() == [*kept, frame]
+    on.acknowledge(on.records)
+    assert on.retention.kept == 0
+
+
+def test_a_path_in_doubt_keeps_nothing_when_all_goes_again() -> None:
+    on = Kept()
+    on.retention.append(encode_open(1, StreamProtocol.TCP, TARGET))
+    on.send_waiting()
+    kept = on.retention.kept
+    on.retention.repeat_oldest(on.log)
+    assert not on.log.units and on.retention.kept == kept
+
+
+def test_of_a_path_in_doubt_a_bounded_part_goes_again() -> None:
+    on = Kept(bound=1 << 30)
+    for size in (MAX_DATA, *[SMALL - DATA_HEADER] * 100):
+        on.send(data(size))
+    on.retention.repeat_oldest(on.log)
+    [log] = on.retention.lost_logs(0)
+    assert [len(unit.frame) for unit in log.units] == [MAX_DATA + DATA_HEADER]
+    on.retention.repeat_oldest(on.log)
+    sizes = [len(unit.frame) for unit in on.retention.lost_logs(0)[1].units]
+    assert sum(sizes) == REPEATED and set(sizes) == {SMALL}
+
+
+def test_of_a_path_in_doubt_a_bounded_number_of_units_is_looked_at() -> None:
+    on = Kept(bound=1 << 40)
+    for _ in range(DROPS):
+        on.send(data(SMALL))
+    on.send(small := data(1))
+    on.retention.repeat_oldest(on.log)
+    assert len(on.retention.lost_logs(0)[0].units) == 1
+    assert on.log.units[-1] is small
 
 
 # --- bounds ---

@@ -352,7 +352,7 @@ def test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time() ->
     turns, link = kept_at_the_exit(20_000)
     exit, path = link.exit, exit_path(link)
     for _ in range(5):
-        exit._receive_ack(0, path.keys.records_sent)
+        exit._receive_ack(path, 0, path.keys.records_sent)
     assert 20_000 - len(path.log.units) == retention.DROPS
     assert max(freed_by_turns(turns, exit), default=0) <= retention.DROPS
     assert exit.retention.kept == 0
@@ -363,7 +363,7 @@ def test_many_acknowledgements_together_free_a_turns_worth_at_a_time() -> None:
     turns, link = kept_at_the_exit(40_000)
     exit, path = link.exit, exit_path(link)
     for records in range(path.log.acknowledged, path.keys.records_sent + 1):
-        exit._receive_ack(0, records)
+        exit._receive_ack(path, 0, records)
     worth = TURN_WORK * DROPS_PER_UNIT + retention.DROPS
     assert 4_000 < 40_000 - len(path.log.units) <= worth
     assert max(freed_by_turns(turns, exit), default=0) <= worth

@@ -38,8 +38,8 @@ class Connection:
         self.number = number
         self.early = early
         self.up, self.down = Wire(network.clock, route), Wire(network.clock, route)
-        self.client = End(network.client, self.up, self._client_ended)
-        self.exit = End(network.exit, self.down, nothing)
+        self.client = End(network.client, self.up, self.down, self._client_ended)
+        self.exit = End(network.exit, self.down, self.up, nothing)
         self.secret, self.joined = b"", 0
         """By which it joins, and its epoch."""
         self.established = False

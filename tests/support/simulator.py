@@ -111,15 +111,25 @@ class Wire:
         """Nothing arrives; what is sent waits."""
         self.dead = False
         """What is sent is lost, and so is what was on its way."""
+        self._moved = clock.now
+        self.halted = float("inf")
+        """Since when nothing arrives."""
         self.ended = False
         self._free = clock.now
         self._last = clock.now
-        self._flight: deque[tuple[float, bytes]] = deque()
+        self._flight: deque[tuple[float, float, bytes]] = deque()
+        """When its first byte arrives, when its last one does, and what."""
         self._due = False
 
     @property
     def room(self) -> int:
         return self.route.room - (self.sent - self.arrived)
+
+    @property
+    def moved(self) -> float:
+        """When a byte has arrived last, also of what is not there as a whole."""
+        now = self._clock.now
+        return now if self._flight and self._flight[0][0] <= now and not self.stopped else self._moved
 
     def put(self, data: bytes) -> None:
         """b"" is the end."""
@@ -127,40 +137,45 @@ class Wire:
         if self.dead or self.ended:
             return
         self.ended = not data
+        first = max(self._free, self._clock.now) + self.route.delay
         self._free = max(self._free, self._clock.now) + len(data) / self.route.rate
         self._last = max(self._last, self._free + self.route.delay)
-        self._flight.append((self._last, data))
+        self._flight.append((first, self._last, data))
         self._wait()
 
     def stop(self) -> None:
         self.stopped = True
+        self.halted = min(self.halted, self._clock.now)
 
     def go_on(self) -> None:
         self.stopped = False
+        self.halted = self._clock.now if self.dead else float("inf")
         self._wait()
 
     def kill(self) -> None:
         self.dead = True
+        self.halted = min(self.halted, self._clock.now)
         self._flight.clear()
 
     def _wait(self) -> None:
         if self._flight and not self._due and not self.stopped:
             self._due = True
-            self._clock.at(self._flight[0][0], self._arrive)
+            self._clock.at(self._flight[0][1], self._arrive)
 
     def _arrive(self) -> None:
         self._due = False
-        if self.stopped or not self._flight or self._flight[0][0] > self._clock.now:
+        if self.stopped or not self._flight or self._flight[0][1] > self._clock.now:
             self._wait()
             return
-        time, data = self._flight.popleft()
+        first, time, data = self._flight.popleft()
         size = min(len(data), self.route.piece)
         if self.cut_after is not None:
             size = min(size, self.cut_after - self.arrived)
         if size < len(data):
-            self._flight.appendleft((time, data[size:]))
+            self._flight.appendleft((first, time, data[size:]))
             data = data[:size]
         self.arrived += size
+        self._moved = self._clock.now
         if self.cut_after is not None and self.arrived >= self.cut_after:
             if data:
                 self.deliver(data)
@@ -243,10 +258,11 @@ class Host:
 class End:
     """A carrier: drives one SessionPath as the real ones do."""
 
-    def __init__(self, host: Host, out: Wire, close: Callable[[], None]) -> None:
+    def __init__(self, host: Host, out: Wire, back: Wire, close: Callable[[], None]) -> None:
         self.host = host
         self._clock = host.clock
         self._out = out
+        self._back = back
         self._close = close
         self.path: SessionPath | None = None
         self.open = True
@@ -273,6 +289,7 @@ class End:
         self.host.ends[number] = self
         path.ready = self._ready
         path.abandoned = self._abandoned
+        path.unanswered = self._unanswered
         self._out.emptied = self._emptied
         self._ready()
 
@@ -284,6 +301,13 @@ class End:
         if not self._asked:
             self._asked = True
             self._clock.at(self._clock.now, lambda: self.host.do(self._pump))
+
+    def _unanswered(self) -> float:
+        """As the kernel's acknowledgements tell, which come back by the other wire."""
+        out, back = self._out, self._back
+        if out.sent == out.arrived:
+            return 0.0
+        return max(self._clock.now - min(out.moved + back.route.delay, back.halted), 0.0)
 
     def _emptied(self) -> None:
         if self._due and not self._asked:
