@@ -10,9 +10,10 @@ from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.path import ACK_DELAY, FILL_MINIMUM
 from cryprq_proxy.session.rotation import NEVER
+from cryprq_proxy.session.scheduler import MIN_FRAME
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.session.turns import FRAME_COSTS, RECORD_WORK
-from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.session.wire import MAX_DATA, StreamProtocol
 from tests.support.links import TARGET, App, Link
 from tests.support.memory import CAPACITY
 from tests.support.settings import rotation_limits, session_limits
@@ -27,6 +28,21 @@ def test_a_path_beside_the_one_in_use_carries_only_what_is_about_itself(side: st
     on.settle()
     assert len(on.other.received) == 500_000
     assert on.flow(on.second).sent == sent and not on.path(on.second).log.units
+
+
+@SIDES
+def test_frames_are_as_long_as_the_path_in_use_bears(side: str) -> None:
+    """A slow path beside a fast one makes none shorter before it is used, and none afterwards."""
+    on = Two(side)
+    app = on.one
+    assert app.stream is not None
+    on.path(on.first).pace(1e9)
+    on.path(on.second).pace(1e5)
+    assert app.stream.frame_limit == MAX_DATA
+    on.prefer(on.second)
+    assert app.stream.frame_limit == MIN_FRAME
+    on.prefer(on.first)
+    assert app.stream.frame_limit == MAX_DATA
 
 
 # --- bytes by two paths ---
