@@ -6,6 +6,7 @@ while bytes still arrive.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 from ..errors import CarrierError, CloseReason
@@ -119,6 +120,11 @@ class Liveness:
             self._answer_by = now + within
             if not self._asked and self.ping is None:
                 self._ask()
+
+    @property
+    def asked_at(self) -> float:
+        """When the PING left whose answer is still to come; infinite if none is, or nobody knows how long one takes."""
+        return self._pinged if self._asked and self.round_trip != UNKNOWN_ROUND_TRIP else inf
 
     def overdue(self, now: float) -> bool:
         """Whether the peer has been asked, and nothing came in the time that an answer takes: it may have gone."""

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from ..errors import CloseReason, PeerError
 from . import wire
+from .datagrams import DatagramQueue
 from .epochs import EpochLedger
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path_keys import PathKeys
@@ -70,6 +71,10 @@ class PathSession(Protocol):
     def ledger(self) -> EpochLedger: ...
     @property
     def bytes_received(self) -> int: ...
+    @property
+    def datagrams(self) -> DatagramQueue: ...
+    @property
+    def packets(self) -> DatagramQueue: ...
     def waits(self, path: SessionPath, /) -> bool: ...
     def write(
         self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float, /
@@ -209,11 +214,16 @@ class SessionPath:
 
     def _doubt_at(self) -> float:
         paths = self.session.paths
-        if self.in_doubt or not self.log.units or len(paths) < 2:
+        if len(paths) < 2 or self.in_doubt or not (self.log.units or self._pong_owed):
             return NEVER
         if not any(path.admitted for path in paths.values() if path is not self):
             return NEVER
         return self.suspicion.at
+
+    @property
+    def _pong_owed(self) -> bool:
+        """Whether the path is in use and owes a PONG, perhaps nothing else: datagrams are not acknowledged."""
+        return self.session.current is self and self.liveness.asked_at != NEVER
 
     def probe(self, within: float, now: float) -> None:
         """Request a sign of life within `within` seconds, for example after a suspend."""
@@ -297,7 +307,7 @@ class SessionPath:
             self._write_own(writer, now)
         chosen = session.current is self
         if chosen:
-            if not self.log.units:
+            if not self.log.units and not self._pong_owed:
                 self.suspicion.asked = now
             left = session.write(self, writer, budget, left, now)
             if self.log.units:
@@ -314,10 +324,13 @@ class SessionPath:
     def _write_own(self, writer: RecordWriter, now: float) -> None:
         """Write what is about this path."""
         session, keys = self.session, self.keys
-        if session.table.windows_due and session.current is self:
-            # Credit leaves, for data that can be acknowledged along with it.
-            self._ack_now = self._ack_now or self._ack_due
-            self.liveness.measure_again(now)
+        if session.current is self:
+            if session.table.windows_due:
+                # Credit leaves, for data that can be acknowledged along with it.
+                self._ack_now = self._ack_now or self._ack_due
+            if session.table.windows_due or session.datagrams or session.packets:
+                # Datagrams and packets are not acknowledged: without a PING nobody would miss them.
+                self.liveness.measure_again(now)
         if self._ack_now and (received := self.received) > self._acknowledged:
             # The record that is acted on in several turns is acknowledged after the last one.
             self._ack_due = self._frames is not None
@@ -334,6 +347,8 @@ class SessionPath:
         if self.liveness.ping is not None:
             writer.add(wire.encode_number(wire.PING, self.liveness.ping))
             self.liveness.ping_sent(now)
+            if not self.log.units:
+                self.suspicion.asked = now
         for frame in self._announcements:
             writer.add(frame)
         self._announcements.clear()

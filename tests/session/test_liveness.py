@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from cryprq_proxy.errors import CarrierError, CloseReason
@@ -284,6 +286,25 @@ def test_a_session_tells_when_it_last_heard_of_its_peer() -> None:
     link.client.measure()
     link.client.prove(3.0, link.carrier.now)
     assert link.client.liveness.ping is None, "there is no path to ask on"
+
+
+def test_since_when_an_answer_is_owed() -> None:
+    """Not for the first one: nobody knows how far the peer is."""
+    liveness = attached()
+    first = liveness.ping
+    assert first is not None and liveness.asked_at == inf
+    liveness.ping_sent(100.0)
+    assert liveness.asked_at == inf
+    liveness.pong(first, 100.5)
+    assert liveness.asked_at == inf
+    assert liveness.measure()
+    second = liveness.ping
+    assert second is not None and liveness.asked_at == inf, "it has not left"
+    liveness.ping_sent(101.0)
+    liveness.pong(first, 101.2)
+    assert liveness.asked_at == 101.0
+    liveness.pong(second, 101.5)
+    assert liveness.asked_at == inf
 
 
 def test_a_doubt_ends_with_the_answer_to_the_last_ping() -> None:

@@ -12,7 +12,9 @@ from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.path import ACK_DELAY, SessionPath
 from cryprq_proxy.session.path_choice import choose
-from tests.support.links import Link
+from cryprq_proxy.session.wire import StreamProtocol
+from tests.support.links import TARGET, Link
+from tests.support.settings import session_limits
 from tests.support.two_paths import LONG_DOUBT, SIDES, Two, kinds
 
 # --- what goes before what ---
@@ -263,6 +265,48 @@ def test_a_path_that_owes_nothing_is_never_in_doubt(side: str) -> None:
     on.hold(on.first)
     on.advance(5.0)
     assert not kinds(on.path(on.first)) and not on.path(on.first).in_doubt
+
+
+@SIDES
+@pytest.mark.parametrize("what", ["datagrams", "packets"])
+def test_a_silent_path_is_missed_by_what_nobody_acknowledges(side: str, what: str) -> None:
+    """Nothing that is kept is under way, so only a PING without an answer tells it."""
+    on = Two(side)
+    for session in (on.client, on.exit):
+        session.packet_link.packet_received = lambda *packet: None  # type: ignore[method-assign]
+    app = on.link.open(protocol=StreamProtocol.UDP)
+    on.settle()
+    on.advance(1.0)
+    assert app.stream is not None
+    sender = app if side == "client" else on.link.served[app.stream.id]
+    path = on.path(on.first)
+
+    def send() -> None:
+        if what == "packets":
+            on.side.send_packet(0, 0, 0, memoryview(b"packet"))
+        else:
+            assert sender.stream is not None
+            sender.stream.send_datagram(TARGET, b"datagram")
+
+    send()
+    on.settle()
+    on.hold(on.first)
+    for _ in range(10):
+        send()
+        on.advance(0.1)
+    assert not kinds(path) and path.in_doubt and on.side.current is on.path(on.second)
+    before = on.flow(on.second).sent
+    send()
+    on.settle()
+    assert on.flow(on.second).sent > before
+
+
+@SIDES
+def test_a_keepalive_without_an_answer_is_a_doubt_too(side: str) -> None:
+    on = Two(side)
+    on.hold(on.first)
+    on.advance(session_limits().keepalive + LONG_DOUBT)
+    assert on.path(on.first).in_doubt and on.side.current is on.path(on.second)
 
 
 @SIDES
