@@ -291,6 +291,8 @@ class _Verdict:
     def __init__(self, owner: PathOwner) -> None:
         self._owner = owner
         self.given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Nobody waits for it where a fault has ended the attempt.
+        self.given.add_done_callback(lambda given: given.cancelled() or given.exception())
         self.path: LivePath
         self.accepted: Callable[[LivePath], None]
 

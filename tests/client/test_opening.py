@@ -6,6 +6,8 @@ A whole client against a whole exit on loopback. The exit's verdict waits for th
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 from typing import Any
 
 import pytest
@@ -237,7 +239,7 @@ async def test_a_request_waits_no_longer_because_it_was_sent(
     here: Place, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "SWEEP_SECONDS", 0.0)
-    client = new_client(here, wait_for_link=0.2)
+    client = new_client(here, wait_for_link=1.0)
     bare, busy = ask(client, here.echo), ask(client, here.echo)
     run(client)
     await opens(client, gate)
@@ -290,6 +292,28 @@ async def test_stopping_while_a_link_opens(here: Place, gate: Gate, caplog: pyte
     assert ask(client, here.echo).events == [("refused", StreamReason.LINK_DOWN)]
     await until(lambda: not here.exit.counts()[0])
     assert "no link" not in caplog.text and "never retrieved" not in caplog.text
+
+
+async def test_a_fault_while_a_link_opens_leaves_nothing_behind(
+    here: Place, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = new_client(here)
+    app = ask(client, here.echo)
+    failed: list[int] = []
+
+    def fail(path: object) -> None:
+        failed.append(1)
+        raise RuntimeError("a fault")
+
+    # A record of the fault would keep all that its traceback names.
+    with monkeypatch.context() as patch, caplog.at_level(logging.CRITICAL + 1):
+        patch.setattr(client._link, "path_opens", fail)
+        run(client)
+        await until(lambda: failed)
+    gate.open.set()
+    await until(lambda: ("opened",) in app.events)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_another_network_does_not_disturb_a_link_that_opens(here: Place, gate: Gate) -> None:
