@@ -159,7 +159,8 @@ class Retention:
         """Add a small frame of a stream, to be sent in its turn."""
         unit = Unit(frame)
         self._streams.append(unit)
-        self._charge(unit.cost)
+        self.kept += unit.cost
+        self._budget.used += unit.cost
 
     def append_control(self, frame: bytes) -> None:
         """Add a control frame of the session, to be sent next."""
@@ -280,9 +281,12 @@ class Retention:
         while self._dropping and left:
             log = self._dropping[0]
             units, acknowledged = log.units, log.acknowledged
-            while units and units[0].record < acknowledged and left:
+            while units and left:
+                unit = units[0]
+                if unit.record >= acknowledged:
+                    break
                 left -= 1
-                unit = units.popleft()
+                units.popleft()
                 freed += unit.cost
                 if unit.slot is not None:
                     slot, unit.slot = unit.slot, None

@@ -3,7 +3,8 @@
 Out: a handler puts data into its stream's queue (streams.py), and the session wakes the path that it has chosen
 (path_choice.py). The path's carrier calls `fill`: the scheduler chooses a stream (scheduler.py), the frame is sealed
 directly into the carrier's buffer and kept in the path's log (retention.py). In: the carrier calls `receive` of its
-path, every record is opened, and a table here gives the method for each frame. Data goes to the stream's handler.
+path, every record is opened, and a table gives the method for each frame: here, or in stream_table.py for those that
+name a stream. Data goes to the stream's handler.
 
 A path that is lost takes nothing with it: what it has carried and the peer has not acknowledged goes first on the next
 path. That is all there is to resume a session. It lives as long as its owner keeps it.
@@ -34,7 +35,7 @@ from .retention import MemoryBudget, PathLog, Retention, SlotPool, Unit
 from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .session_events import SessionEvents
-from .stream_table import ENDED, AcceptStream, StreamTable, refuse_streams
+from .stream_table import ENDED, STREAM_FRAMES, AcceptStream, StreamTable, refuse_streams
 from .streams import Half, Stream, StreamHandler
 from .turns import DROPS_PER_UNIT, END_WORK, FRAME_WORK, TurnBudget
 from .windows import WindowBudget, WindowPool
@@ -429,7 +430,8 @@ class Session:
     def send(self, frame: bytes) -> None:
         """See outbox.py."""
         self.retention.append(frame)
-        self.wake()
+        if self.current is not None:
+            self.current.wake()
 
     def send_control(self, frame: bytes) -> None:
         self.retention.append_control(frame)
@@ -503,9 +505,13 @@ class Session:
 
     def act(self, path: SessionPath, kind: int, id: int, value: Any) -> None:
         """Act on a frame that came on `path`. Raises PeerError."""
+        receive = STREAM_FRAMES.get(kind)
+        if receive is not None:
+            receive(self.table, id, value)
+            return
         if kind in CONTROL_FRAMES:
             self._rates.control(kind, self.rotation.current, self.now)
-        _ACTIONS[kind](self, path, id, value)
+        _ACTIONS[kind](self, path, value)
 
     def check_kept(self) -> None:
         """Raises PeerError (LIMIT) if the peer makes this side keep too much by not acknowledging it."""
@@ -605,44 +611,36 @@ class Session:
         raise PeerError(reason, f"the peer sent a {wire.Kind(kind).name} frame where none may be")
 
 
-def _rotate(kind: int) -> Callable[[Session, SessionPath, int, Any], None]:
-    def act(session: Session, path: SessionPath, id: int, value: Any) -> None:
+def _rotate(kind: int) -> Callable[[Session, SessionPath, Any], None]:
+    def act(session: Session, path: SessionPath, value: Any) -> None:
         epoch, message = (value, b"") if kind == wire.REKEY_PLEASE else value
         session.rotation.receive(kind, epoch, message, session.now)
 
     return act
 
 
-def _misplace(kind: int) -> Callable[[Session, SessionPath, int, Any], None]:
-    return lambda session, path, id, value: session._misplaced(kind)
+def _misplace(kind: int) -> Callable[[Session, SessionPath, Any], None]:
+    return lambda session, path, value: session._misplaced(kind)
 
 
-_ACTIONS: Final[dict[int, Callable[[Session, SessionPath, int, Any], None]]] = {
-    wire.OPEN: lambda session, _, id, value: session.table.receive_open(id, *value),
-    wire.OPENED: lambda session, _, id, __: session.table.receive_opened(id),
-    wire.REFUSED: lambda session, _, id, reason: session.table.receive_refused(id, reason),
-    wire.DATA: lambda session, _, id, value: session.table.receive_data(id, *value),
-    wire.FIN: lambda session, _, id, final: session.table.receive_fin(id, final),
-    wire.RESET: lambda session, _, id, value: session.table.receive_reset(id, *value),
-    wire.WINDOW: lambda session, _, id, limit: session.table.receive_window(id, limit),
-    wire.STREAMS: lambda session, _, __, count: session.table.receive_streams(count),
+_ACTIONS: Final[dict[int, Callable[[Session, SessionPath, Any], None]]] = {
+    wire.STREAMS: lambda session, _, count: session.table.receive_streams(count),
     wire.REKEY: _rotate(wire.REKEY),
     wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
     wire.REKEY_PLEASE: _rotate(wire.REKEY_PLEASE),
-    wire.LANE: lambda session, _, __, value: session.packet_link.announced(*value),
-    wire.NETWORK: lambda session, _, __, value: session.packet_link.network_received(*value),
-    wire.TAKEN: lambda session, _, __, value: session.packet_link.taken_received(*value),
-    wire.GOAWAY: lambda session, _, __, ___: session._receive_goaway(),
-    wire.PREFER: lambda session, _, __, value: session._receive_prefer(*value),
-    wire.ABANDON: lambda session, _, __, value: session._receive_abandon(*value),
-    wire.ACK: lambda session, path, __, value: session._receive_ack(path, *value),
-    wire.PING: lambda _, path, __, token: path.ping_received(token),
-    wire.PONG: lambda session, path, _, token: path.pong_received(token, session.now),
+    wire.LANE: lambda session, _, value: session.packet_link.announced(*value),
+    wire.NETWORK: lambda session, _, value: session.packet_link.network_received(*value),
+    wire.TAKEN: lambda session, _, value: session.packet_link.taken_received(*value),
+    wire.GOAWAY: lambda session, _, __: session._receive_goaway(),
+    wire.PREFER: lambda session, _, value: session._receive_prefer(*value),
+    wire.ABANDON: lambda session, _, value: session._receive_abandon(*value),
+    wire.ACK: lambda session, path, value: session._receive_ack(path, *value),
+    wire.PING: lambda _, path, token: path.ping_received(token),
+    wire.PONG: lambda session, path, token: path.pong_received(token, session.now),
     wire.SWITCH: _misplace(wire.SWITCH),
-    wire.DATAGRAM: lambda session, _, id, value: session.table.receive_datagram(id, *value),
-    wire.PACKET: lambda session, _, __, value: session.packet_link.packet_received(*value),
-    wire.ADVERTISE: lambda session, _, __, address: session._receive_advertise(address),
-    wire.CLOSE: lambda session, _, __, reason: session._receive_close(reason),
+    wire.PACKET: lambda session, _, value: session.packet_link.packet_received(*value),
+    wire.ADVERTISE: lambda session, _, address: session._receive_advertise(address),
+    wire.CLOSE: lambda session, _, reason: session._receive_close(reason),
     wire.ACCEPT: _misplace(wire.ACCEPT),
     wire.NO_SESSION: _misplace(wire.NO_SESSION),
     wire.JOINED: _misplace(wire.JOINED),

@@ -24,10 +24,10 @@ class SessionCredit:
     """The receiver's side. `received` and `consumed` are sums over all streams since the session began; `announced` is
     the bound on the first."""
 
-    __slots__ = ("_pool", "_step", "announced", "consumed", "received")
+    __slots__ = ("_pools", "_step", "announced", "consumed", "received")
 
     def __init__(self, window_pool: int) -> None:
-        self._pool = window_pool
+        self._pools = 2 * window_pool
         self._step = min(LONGEST_STEP, max(window_pool >> 2, 1))
         self.received = self.consumed = 0
         self.announced = INITIAL_CREDIT
@@ -40,8 +40,7 @@ class SessionCredit:
 
     def next_limit(self, streams: int) -> int | None:
         """The limit to announce now with so many streams alive; None if the old one will do."""
-        held = 2 * (self._pool + INITIAL_WINDOW * streams)
-        limit = self.consumed + held
+        limit = self.consumed + self._pools + 2 * INITIAL_WINDOW * streams
         if limit - self.announced < self._step:
             return None
         self.announced = limit

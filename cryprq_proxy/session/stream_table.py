@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from ..address import Destination
 from ..base.faults import Faults
@@ -118,7 +118,7 @@ class StreamTable:
         except Exception as error:  # noqa: BLE001  see the head of session.py
             self.stream_failed(stream, stream.handler, error)
 
-    def receive_opened(self, id: int) -> None:
+    def receive_opened(self, id: int, value: None) -> None:
         self._from_exit("accepted")
         stream = self.live.get(id)
         if stream is None:
@@ -171,10 +171,11 @@ class StreamTable:
             self.numbers.late_data(id, end, self.now)
             self._renew_credit()
             return
-        if stream.final is not None and end > stream.final:
-            raise PeerError(CloseReason.PROTOCOL, MOVED_END)
-        if end > stream.received and not self._take(stream, end):
-            return
+        if end > stream.received:
+            if stream.final is not None:
+                raise PeerError(CloseReason.PROTOCOL, MOVED_END)
+            if not self._take(stream, end):
+                return
         if offset == stream.delivered and stream.pieces is None:
             self._deliver(stream, payload)
         elif end > stream.delivered:
@@ -487,3 +488,14 @@ ENDED: Final = StreamHandler()
 """The handler of a stream that has ended, so that neither of them keeps the other one in memory."""
 UNBORN: Final = StreamHandler()
 """The handler of a stream until `accept_stream` sets one."""
+STREAM_FRAMES: Final[dict[int, Callable[[StreamTable, int, Any], None]]] = {
+    wire.OPEN: lambda table, id, value: table.receive_open(id, *value),
+    wire.OPENED: StreamTable.receive_opened,
+    wire.REFUSED: StreamTable.receive_refused,
+    wire.DATA: lambda table, id, value: table.receive_data(id, *value),
+    wire.FIN: StreamTable.receive_fin,
+    wire.RESET: lambda table, id, value: table.receive_reset(id, *value),
+    wire.WINDOW: StreamTable.receive_window,
+    wire.DATAGRAM: lambda table, id, value: table.receive_datagram(id, *value),
+}
+"""What receives the frames that name a stream: number and value (see wire.Frame)."""

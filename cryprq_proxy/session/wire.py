@@ -283,9 +283,14 @@ def read_data(plaintext: bytes | bytearray | memoryview) -> tuple[int, int, memo
     As `read_frames`, but from any buffer: the record layer uses that of large records again.
     """
     try:
-        return _read_data(plaintext, memoryview(plaintext), 0)
+        _, stream, offset = _BOUND.unpack_from(plaintext)
+        payload = memoryview(plaintext)[DATA_HEADER:]
+        size = len(payload)
+        if not stream or not 0 < size <= MAX_DATA or offset + size > MAX_OFFSET:
+            raise ValueError("out of range")
     except (ValueError, StructError) as error:
         raise PeerError(CloseReason.PROTOCOL, "the peer sent a malformed DATA frame") from error
+    return stream, offset, payload
 
 
 def decode_frames(plaintext: bytes) -> list[Frame]:
@@ -313,18 +318,8 @@ def _refused(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
 
 
 def _data(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    stream, offset, payload = _read_data(data, view, at)
+    stream, offset, payload = read_data(view[at:])
     return (DATA, stream, (offset, payload)), len(data)
-
-
-def _read_data(
-    data: bytes | bytearray | memoryview, view: memoryview, at: int
-) -> tuple[int, int, memoryview]:
-    _, stream, offset = _BOUND.unpack_from(data, at)
-    payload = view[at + DATA_HEADER :]
-    if not stream or not 0 < len(payload) <= MAX_DATA or offset + len(payload) > MAX_OFFSET:
-        raise ValueError("out of range")
-    return stream, offset, payload
 
 
 def _fin(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
