@@ -3,8 +3,8 @@
 Out: a handler puts data into its stream's queue (streams.py), and the session wakes the path that it has chosen
 (path_choice.py). The path's carrier calls `fill`: the scheduler chooses a stream (scheduler.py), the frame is sealed
 directly into the carrier's buffer and kept in the path's log (retention.py). In: the carrier calls `receive` of its
-path, every record is opened, and a table gives the method for each frame: here, or in stream_table.py for those that
-name a stream. Data goes to the stream's handler.
+path, every record is opened, and a table tells what to do with each frame: in frame_actions.py, or in stream_table.py
+for those that name a stream. Data goes to the stream's handler.
 
 A path that is lost takes nothing with it: what it has carried and the peer has not acknowledged goes first on the next
 path. That is all there is to resume a session. It lives as long as its owner keeps it.
@@ -24,9 +24,12 @@ from ..crypto.primitives import Cipher, Entropy, Provider
 from ..errors import CloseReason, LocalError, PeerError, StreamReason
 from ..status import EpochStatus
 from . import wire
+from .acknowledgements import drop_acknowledged
 from .control_rates import CONTROL_FRAMES, ControlRates
 from .datagrams import BasePacketLink, DatagramQueue
+from .ending import reset_in_turns
 from .epochs import EpochLedger
+from .frame_actions import ACTIONS
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path import ACK_BYTES, SessionPath
 from .path_choice import choose
@@ -35,9 +38,9 @@ from .retention import MemoryBudget, PathLog, Retention, SlotPool, Unit
 from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .session_events import SessionEvents
-from .stream_table import ENDED, STREAM_FRAMES, AcceptStream, StreamTable, refuse_streams
+from .stream_table import STREAM_FRAMES, AcceptStream, StreamTable, refuse_streams
 from .streams import Half, Stream, StreamHandler
-from .turns import DROPS_PER_UNIT, END_WORK, FRAME_WORK, TurnBudget
+from .turns import DROPS_PER_UNIT, FRAME_WORK, TurnBudget
 from .windows import WindowBudget, WindowPool
 from .wire import StreamProtocol
 from .writer import RecordWriter
@@ -96,7 +99,7 @@ class Session:
         self.scheduler = Scheduler()
         self.retention = Retention(limits.retained, budget, slots)
         self.windows = WindowPool(limits.window_pool, window_budget)
-        self._rates = ControlRates()
+        self.rates = ControlRates()
         self.table = StreamTable(
             self,
             dialler=dialler,
@@ -106,7 +109,7 @@ class Session:
             window_pool=limits.window_pool,
             slots=slots,
             turn=turn,
-            rates=self._rates,
+            rates=self.rates,
             events=self.events,
             accept_stream=accept_stream,
             last_stream=last_stream,
@@ -141,9 +144,9 @@ class Session:
         """Stream data and datagram payload since the session began."""
         self.datagrams = DatagramQueue(DATAGRAM_QUEUE)
         self.packets = DatagramQueue(PACKET_QUEUE)
-        self._dropping = False
+        self.dropping = False
         """Whether acknowledged units are dropped in the next turn."""
-        self._ending: list[Stream] = []
+        self.ending: list[Stream] = []
         """Streams of a closed session whose handlers are not yet told."""
 
     # --- paths -----------------------------------------------------------------------------------------------------
@@ -197,7 +200,7 @@ class Session:
             self._lose(path)
         self.ledger.sealed(path.keys.send_epoch, path.keys.sealer)
         self.ledger.opened(path.keys.receive_epoch, path.keys.opener)
-        self._rates.path_lost()
+        self.rates.path_lost()
         if self.closed is None:
             self.send_control(wire.encode_records(wire.ABANDON, path.number, path.received))
         if not self.paths:
@@ -335,30 +338,14 @@ class Session:
 
     def _close(self, reason: CloseReason, stream_reason: StreamReason) -> None:
         self.closed = reason
-        self._ending = self.table.clear()[::-1]
-        self._reset_ending(stream_reason)
+        self.ending = self.table.clear()[::-1]
+        reset_in_turns(self.ending, stream_reason, self.turn, self.table.faults)
         self.datagrams.clear()
         self.packets.clear()
         self.rotation.end()
         self.retention.clear([path.log for path in self.paths.values()])
-        if not self._dropping:
-            self._drop_acknowledged()
-
-    def _reset_ending(self, reason: StreamReason) -> None:
-        """Tell the handlers of a closed session that their streams have ended, as many as one turn allows."""
-        ending = self._ending
-        for _ in range(max(self.turn.left // END_WORK, 1)):
-            if not ending:
-                return
-            self.turn.spend(END_WORK)
-            stream = ending.pop()
-            handler, stream.handler = stream.handler, ENDED
-            try:
-                handler.reset(reason)
-            except Exception as error:  # noqa: BLE001  the others are still to be told
-                self.table.faults.report(error)
-        if ending:
-            self.turn.wait(lambda: self._reset_ending(reason))
+        if not self.dropping:
+            drop_acknowledged(self)
 
     @property
     def idle(self) -> bool:
@@ -510,138 +497,25 @@ class Session:
             receive(self.table, id, value)
             return
         if kind in CONTROL_FRAMES:
-            self._rates.control(kind, self.rotation.current, self.now)
-        _ACTIONS[kind](self, path, value)
+            self.rates.control(kind, self.rotation.current, self.now)
+        ACTIONS[kind](self, path, value)
 
     def check_kept(self) -> None:
         """Raises PeerError (LIMIT) if the peer makes this side keep too much by not acknowledging it."""
         if self.retention.kept > self.limits.retained + MAX_SMALL and self.closed is None:
             raise PeerError(CloseReason.LIMIT, "the peer does not acknowledge what it has received")
 
-    def _receive_ack(self, on: SessionPath, number: int, records: int) -> None:
-        """It came on path `on`. If that is another one than it names, the peer is in doubt about that."""
-        news = self._acknowledge(number, records)
-        if not news or number != on.number:
-            self._rates.control(wire.ACK, self.rotation.current, self.now)
-        if number == on.number:
-            if news:
-                on.suspicion.answered(records, self.now)
-        elif (path := self.paths.get(number)) is not None and path.admitted and not path.in_doubt:
-            path.doubt(self.now, told=True)
-
-    def _acknowledge(self, number: int, records: int) -> bool:
-        """The peer has received so many records of path `number`. Whether that is news."""
-        path = self.paths.get(number)
-        if (path is not None and records > path.keys.records_sent) or number > self.last_path:
-            raise PeerError(CloseReason.RESUME, "the peer acknowledged records that were never sent")
-        logs = [log for log in self.retention.lost_logs(number) if records > log.acknowledged]
-        if path is not None and records > path.log.acknowledged:
-            logs.append(path.log)
-        if not logs:
-            return False
-        for log in logs:
-            self.retention.acknowledge(log, records)
-        if path is not None:
-            path.keys.acknowledged = max(path.keys.acknowledged, records)
-        if not self._dropping:
-            self._drop_acknowledged()
-        if not self.table.live:
-            self.events.idle()
-        return True
-
-    def _drop_acknowledged(self) -> None:
-        """Drop what the peer has, or what nobody needs, a bounded number of units in one turn."""
-        self._dropping = False
-        more = True
-        if self.turn.left > 0:
-            before = self.retention.dropped
-            more = self.retention.drop()
-            self.turn.spend((self.retention.dropped - before) // DROPS_PER_UNIT)
-        self._dropping = more
-        if self._dropping:
-            self.turn.wait(self._drop_acknowledged)
-        elif self.closed is None and not self.table.live and not self.retention.kept:
-            self.events.idle()
-        if self.closed is None and (
-            self.retention.waits or (not self.scheduler.open and self.retention.has_room())
-        ):
-            self.wake()
-
-    def _receive_abandon(self, number: int, records: int) -> None:
-        """The peer has closed a path, on which it has received so many records."""
-        path = self.paths.get(number)
-        if path is None:
-            # Lost here too, or at the exit one that it never let in. All that were lost since something was last
-            # acknowledged come together, so this is late and no control frame.
-            self._rates.late(wire.ABANDON, self.now)
-        if number <= self.last_path:
-            self._acknowledge(number, records)
-        if path is not None:
-            abandoned = path.abandoned
-            path.lost(self.now)
-            abandoned()
-
-    def _receive_prefer(self, serial: int, number: int) -> None:
+    def receive_prefer(self, serial: int, number: int) -> None:
+        """The client says which path both sides should send on."""
         if self.dialler:
             raise PeerError(CloseReason.PROTOCOL, "the exit prefers a path, which is for the client to do")
         if serial > self._prefer_serial:
             self._prefer_serial, self._preferred = serial, number
             self.choose()
 
-    def _check_from_exit(self) -> None:
-        if not self.dialler:
-            raise PeerError(CloseReason.PROTOCOL, "the client sent a frame that only an exit may send")
-
-    def _receive_goaway(self) -> None:
-        self._check_from_exit()
-        self.events.goaway()
-
-    def _receive_advertise(self, address: Destination) -> None:
-        self._check_from_exit()
-        self.events.advertised(address)
-
-    def _receive_close(self, reason: CloseReason) -> None:
+    def receive_close(self, reason: CloseReason) -> None:
+        """The peer has ended the session; nobody answers that."""
         if self.closed is None:
             self._close(reason, StreamReason.SESSION_LOST)
             for path in self.paths.values():
                 path.wake()
-
-    def _misplaced(self, kind: int) -> None:
-        reason = CloseReason.REKEY if kind == wire.SWITCH else CloseReason.PROTOCOL
-        raise PeerError(reason, f"the peer sent a {wire.Kind(kind).name} frame where none may be")
-
-
-def _rotate(kind: int) -> Callable[[Session, SessionPath, Any], None]:
-    def act(session: Session, path: SessionPath, value: Any) -> None:
-        epoch, message = (value, b"") if kind == wire.REKEY_PLEASE else value
-        session.rotation.receive(kind, epoch, message, session.now)
-
-    return act
-
-
-def _misplace(kind: int) -> Callable[[Session, SessionPath, Any], None]:
-    return lambda session, path, value: session._misplaced(kind)
-
-
-_ACTIONS: Final[dict[int, Callable[[Session, SessionPath, Any], None]]] = {
-    wire.STREAMS: lambda session, _, count: session.table.receive_streams(count),
-    wire.REKEY: _rotate(wire.REKEY),
-    wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
-    wire.REKEY_PLEASE: _rotate(wire.REKEY_PLEASE),
-    wire.LANE: lambda session, _, value: session.packet_link.announced(*value),
-    wire.NETWORK: lambda session, _, value: session.packet_link.network_received(*value),
-    wire.TAKEN: lambda session, _, value: session.packet_link.taken_received(*value),
-    wire.GOAWAY: lambda session, _, __: session._receive_goaway(),
-    wire.PREFER: lambda session, _, value: session._receive_prefer(*value),
-    wire.ABANDON: lambda session, _, value: session._receive_abandon(*value),
-    wire.ACK: lambda session, path, value: session._receive_ack(path, *value),
-    wire.PING: lambda _, path, token: path.ping_received(token),
-    wire.PONG: lambda session, path, token: path.pong_received(token, session.now),
-    wire.SWITCH: _misplace(wire.SWITCH),
-    wire.PACKET: lambda session, _, value: session.packet_link.packet_received(*value),
-    wire.ADVERTISE: lambda session, _, address: session._receive_advertise(address),
-    wire.CLOSE: lambda session, _, reason: session._receive_close(reason),
-    wire.ACCEPT: _misplace(wire.ACCEPT),
-    wire.NO_SESSION: _misplace(wire.NO_SESSION),
-    wire.JOINED: _misplace(wire.JOINED),
-}

@@ -8,6 +8,7 @@ import pytest
 
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.acknowledgements import acknowledge
 from cryprq_proxy.session.control_rates import CONTROL_BURST
 from cryprq_proxy.session.session import Session
 from tests.support.links import Link
@@ -96,5 +97,5 @@ def test_what_was_on_a_lost_path_may_be_acknowledged_later(side: str) -> None:
     path.lost(link.carrier.now)
     [log] = victim.retention.lost_logs(0)
     assert log.units
-    victim._acknowledge(0, path.keys.records_sent)
+    acknowledge(victim, 0, path.keys.records_sent)
     assert not log.units and not victim.retention.lost_logs(0)[0].units

@@ -10,6 +10,7 @@ import pytest
 
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.frame_actions import ACTIONS, ActingSession
 from cryprq_proxy.session.path import ACK_DELAY, SessionPath
 from cryprq_proxy.session.path_choice import choose
 from cryprq_proxy.session.wire import StreamProtocol
@@ -343,22 +344,21 @@ def test_an_acknowledgement_of_a_path_by_itself_tells_of_no_doubt(side: str) -> 
 
 
 @SIDES
-def test_of_a_doubt_the_peer_is_told_once(side: str) -> None:
+def test_of_a_doubt_the_peer_is_told_once(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not tell it back, or two sides would tell each other for ever."""
     on = Two(side)
     on.hold(on.first)
     on.one.say(b"a")
     on.settle()
     told = []
-    for session in (on.client, on.exit):
-        received = session._receive_ack
+    received = ACTIONS[wire.ACK]
 
-        def receive(path: SessionPath, number: int, records: int, to: object = received) -> None:
-            if path.number != number:
-                told.append(path.session is on.side)
-            to(path, number, records)  # type: ignore[operator]
+    def receive(session: ActingSession, path: SessionPath, value: tuple[int, int]) -> None:
+        if path.number != value[0]:
+            told.append(session is on.side)
+        received(session, path, value)
 
-        session._receive_ack = receive  # type: ignore[method-assign, assignment]
+    monkeypatch.setitem(ACTIONS, wire.ACK, receive)
     on.advance(LONG_DOUBT)
     assert told == [False]
     assert all(session.paths[0].in_doubt for session in (on.client, on.exit))

@@ -19,6 +19,7 @@ from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.crypto.payloads import JOIN_EXIT, JoinClaim, join_proof, join_ticket
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError, StreamReason
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.acknowledgements import acknowledge
 from cryprq_proxy.session.path import SessionPath
 from cryprq_proxy.session.path_keys import CarrierKeys
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
@@ -576,7 +577,7 @@ def test_an_open_is_not_overtaken_while_acknowledged_frames_are_dropped() -> Non
     link.connect()
     app.say(b" and more", finish=True)
     link.client.turn.renew()
-    link.client._acknowledge(0, first_open)
+    acknowledge(link.client, 0, first_open)
     assert link.client.retention.stalls
     link.carrier.settle()
     assert link.carrier.open

@@ -10,6 +10,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
 from cryprq_proxy.session import control_rates, retention, wire
+from cryprq_proxy.session.acknowledgements import receive_abandon, receive_ack
 from cryprq_proxy.session.path import FILL_MINIMUM, SessionPath
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.streams import StreamHandler
@@ -352,7 +353,7 @@ def test_an_acknowledgement_of_very_many_frames_frees_them_a_turn_at_a_time() ->
     turns, link = kept_at_the_exit(20_000)
     exit, path = link.exit, exit_path(link)
     for _ in range(5):
-        exit._receive_ack(path, 0, path.keys.records_sent)
+        receive_ack(exit, path, 0, path.keys.records_sent)
     assert 20_000 - len(path.log.units) == retention.DROPS
     assert max(freed_by_turns(turns, exit), default=0) <= retention.DROPS
     assert exit.retention.kept == 0
@@ -363,7 +364,7 @@ def test_many_acknowledgements_together_free_a_turns_worth_at_a_time() -> None:
     turns, link = kept_at_the_exit(40_000)
     exit, path = link.exit, exit_path(link)
     for records in range(path.log.acknowledged, path.keys.records_sent + 1):
-        exit._receive_ack(path, 0, records)
+        receive_ack(exit, path, 0, records)
     worth = TURN_WORK * DROPS_PER_UNIT + retention.DROPS
     assert 4_000 < 40_000 - len(path.log.units) <= worth
     assert max(freed_by_turns(turns, exit), default=0) <= worth
@@ -376,7 +377,7 @@ def test_what_a_lost_path_had_brought_is_freed_a_turn_at_a_time() -> None:
     exit, path = link.exit, exit_path(link)
     last = [unit for unit in path.log.units if unit.record == path.log.units[-1].record]
     path.lost(link.carrier.now)
-    exit._receive_abandon(0, last[0].record)
+    receive_abandon(exit, 0, last[0].record)
     freed = [exit.retention.dropped, *freed_by_turns(turns, exit)]
     assert max(freed) <= retention.DROPS and sum(freed) == 20_000 - len(last)
     [log] = exit.retention.lost_logs(0)

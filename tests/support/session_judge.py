@@ -300,7 +300,7 @@ class Judge:
         """After the end of the session, and the turns in which it tells its handlers."""
         session, table = self.session, self.session.table
         self._check_nothing_kept()
-        if session.scheduler.queued or session.datagrams or session.packets or session._ending:
+        if session.scheduler.queued or session.datagrams or session.packets or session.ending:
             raise broken("a closed session has something to send")
         paths = list(session.paths.values())
         for path in paths:

@@ -248,7 +248,7 @@ class Play:
                 more.enter_context(mock.patch.object(session_module, "MAX_SMALL", SMALL))
                 more.enter_context(mock.patch.object(control_rates, "LATE_BURST", LATE_BURST))
                 more.enter_context(mock.patch.object(control_rates, "LATE_RATE", LATE_RATE))
-                self.victim._rates._late = LATE_BURST
+                self.victim.rates._late = LATE_BURST
             self._run()
 
     def _run(self) -> None:

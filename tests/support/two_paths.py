@@ -68,7 +68,7 @@ class Two:
         number = carrier.paths[0].number
         self.client.prefer(number)
         serial = self.client._prefer_serial
-        self.exit._receive_prefer(serial, number)
+        self.exit.receive_prefer(serial, number)
 
     def hold(self, *carriers: MemoryCarrier) -> None:
         """Nothing arrives there any more."""
