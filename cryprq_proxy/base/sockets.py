@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import sys
@@ -72,8 +71,10 @@ def _do_not_pace(sock: socket.socket) -> None:
     """A connection on this machine crosses no network: a congestion control that paces (BBR) would only set a timer for
     every piece."""
     if _CONGESTION is not None:
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105  as in `_linger`
             sock.setsockopt(socket.IPPROTO_TCP, _CONGESTION, _UNPACED)
+        except OSError:
+            pass
 
 
 def keep_alive(sock: socket.socket) -> None:

@@ -124,9 +124,10 @@ class Relays[R: Relaying]:
             self._loop.call_later(self._seconds, self._look)
 
     def discard(self, relay: R) -> None:
-        self._relays.discard(relay)
-        self._new.discard(relay)
-        self._still.pop(relay, None)
+        if relay in self._relays:
+            self._relays.remove(relay)
+            self._new.discard(relay)
+            self._still.pop(relay, None)
 
     # --- the look --------------------------------------------------------------------------------------------------
 
