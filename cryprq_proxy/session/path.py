@@ -213,10 +213,7 @@ class SessionPath:
         self.session.doubt(self, told=told)
 
     def _doubt_at(self) -> float:
-        paths = self.session.paths
-        if len(paths) < 2 or self.in_doubt or not (self.log.units or self._pong_owed):
-            return NEVER
-        if not any(path.admitted for path in paths.values() if path is not self):
+        if len(self.session.paths) < 2 or self.in_doubt or not (self.log.units or self._pong_owed):
             return NEVER
         return self.suspicion.at
 

@@ -286,6 +286,23 @@ def test_the_first_record_behind_the_verdict_acknowledges_it_also_where_credit_i
     assert kinds[0] == wire.ACK and wire.WINDOW in kinds
 
 
+def test_a_path_without_verdict_does_not_ask_to_be_filled_for_what_must_wait() -> None:
+    """Its carrier would fill it again and again, and nothing would leave."""
+    link = Link()
+    near, far = link.pair(eager=False)
+    far.say(bytes(60_000))
+    link.quiesce()
+    link.carrier.cut()
+    on = Introduced(link=link)
+    near.consume(near.unconsumed)
+    on.client.send_packet(0, 0, 0, memoryview(bytes(1200)))
+    assert link.client.table.windows_due
+    on.send()
+    on.path.ready = told = Told()
+    on.path.fill(memoryview(bytearray(FILL_MINIMUM + 262_144)), 262_144, link.now)
+    assert not told.calls
+
+
 def test_a_joining_path_that_is_not_admitted_takes_nothing_with_it() -> None:
     """The exit may have read the early records, or not: nothing says so."""
     for read in (False, True):
