@@ -26,6 +26,7 @@ from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.frame_reader import read_frames
 from cryprq_proxy.session.reassembly import MAX_PIECES
 from cryprq_proxy.session.records import HEADER, RecordOpener, RecordSealer
 from cryprq_proxy.session.windows import INITIAL_WINDOW
@@ -83,7 +84,7 @@ class RawPeer:
         """The frames of the exit's next record."""
         header = self._read(HEADER)
         plain, _ = self._opener.open(memoryview(header + self._read(int.from_bytes(header))), 0)
-        return list(wire.read_frames(bytes(plain or b"")))
+        return list(read_frames(bytes(plain or b"")))
 
     def answer(self) -> None:
         """Take all that the exit sends, and acknowledge it, until the connection ends."""

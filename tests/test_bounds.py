@@ -242,7 +242,7 @@ REACHED = {
         "carriers/lane/test_packet_link.py::test_a_flood_of_refusals_has_few_answers",
         "carriers/lane/test_packet_link.py::test_an_address_that_is_in_use_is_refused_and_another_one_asked_for",
         "tun/routing/test_address_pool.py::test_a_peer_that_refuses_everything_takes_few_addresses",
-        "session/test_wire.py::test_prefixes_that_are_none_are_refused",
+        "session/test_frame_reader.py::test_prefixes_that_are_none_are_refused",
     ],
     "data received and not yet taken by targets, per session; by all sessions; streams looked at at once": [
         "session/test_streams.py::test_more_than_the_window",

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from ..errors import CloseReason, PeerError
-from . import wire
+from . import frame_reader, wire
 from .datagrams import DatagramQueue
 from .epochs import EpochLedger
+from .frame_reader import read_data
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path_keys import PathKeys
 from .path_length import PathLength
@@ -392,13 +393,13 @@ class SessionPath:
                 break
             if plaintext[0] == DATA:
                 left -= DATA_COST
-                stream, offset, payload = wire.read_data(plaintext)
+                stream, offset, payload = read_data(plaintext)
                 self._ack_due = True
                 self._unacknowledged += len(payload)
                 table.receive_data(stream, offset, payload)
                 continue
             left = self._take_record(
-                wire.read_frames(bytes(plaintext)), plaintext[0], left - RECORD_WORK, now
+                frame_reader.read_frames(bytes(plaintext)), plaintext[0], left - RECORD_WORK, now
             )
         session.turn.spend(before - left + position // BYTES_PER_UNIT)
         if position:
@@ -443,7 +444,7 @@ class SessionPath:
             plaintext, position = self.keys.opener.open(data, begin)
             if plaintext is None:
                 break
-            frames = wire.read_frames(bytes(plaintext))
+            frames = frame_reader.read_frames(bytes(plaintext))
             if plaintext[: len(ack)] == ack:
                 self._early_left = None
             elif self._early_left <= 0:

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..errors import CarrierError, CloseReason, NotAdmitted, PeerError, words_of
 from . import wire
+from .frame_reader import decode_frames
 from .records import HEADER, TAG, RecordOpener
 
 MAX_VERDICT: Final = 64
@@ -29,7 +30,7 @@ def open_verdict(opener: RecordOpener, data: memoryview, *kinds: int) -> tuple[w
     if plaintext is None:
         return None, 0
     try:
-        frames = wire.decode_frames(bytes(plaintext))
+        frames = decode_frames(bytes(plaintext))
     except PeerError:
         frames = []
     kind, _, value = frames[0] if len(frames) == 1 else (0, 0, None)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.errors import CloseReason, PeerError
     from cryprq_proxy.session import wire
+    from cryprq_proxy.session.frame_reader import decode_frames
 
 
 def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a frame
@@ -61,12 +62,12 @@ def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a
 
 def fuzz(data: bytes) -> None:
     try:
-        frames = wire.decode_frames(data)
+        frames = decode_frames(data)
     except PeerError as error:
         if error.reason is not CloseReason.PROTOCOL:
             raise RuntimeError(f"{error.reason} is not the reason for bad frames") from error
         return
-    if wire.decode_frames(b"".join(encode(*frame) for frame in frames)) != frames:
+    if decode_frames(b"".join(encode(*frame) for frame in frames)) != frames:
         raise RuntimeError(f"{frames!r} do not encode to themselves")
 
 

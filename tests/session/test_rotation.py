@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.rotation import (
     JOIN_PATIENCE,
     MISSED_INTERVALS,
@@ -40,7 +41,7 @@ def limits(**changes: Any) -> RotationLimits:
 
 def content(frame: bytes) -> tuple[int, int, bytes]:
     """Kind, epoch and message of a REKEY or its answer."""
-    ((kind, _, value),) = wire.decode_frames(frame)
+    ((kind, _, value),) = decode_frames(frame)
     number, message = cast("tuple[int, bytes]", value)
     return kind, number, message
 

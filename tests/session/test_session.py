@@ -13,6 +13,7 @@ from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError, StreamReason
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.datagrams import SECONDS, BasePacketLink
+from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.path import ACK_DELAY, FILL_MINIMUM, SessionPath
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener
 from cryprq_proxy.session.rotation import NEVER
@@ -57,7 +58,7 @@ def sent_frames(link: Link, session: Session, budget: int = 65_536) -> list[wire
         if plaintext is None:
             assert position == len(data)
             return frames
-        frames += wire.decode_frames(bytes(plaintext))
+        frames += decode_frames(bytes(plaintext))
 
 
 def kinds(frames: list[wire.Frame]) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import CloseReason, PeerError, StreamReason
-from cryprq_proxy.session import control_rates, retention, wire
+from cryprq_proxy.session import control_rates, frame_reader, retention, wire
 from cryprq_proxy.session.acknowledgements import receive_abandon, receive_ack
 from cryprq_proxy.session.path import FILL_MINIMUM, SessionPath
 from cryprq_proxy.session.session import Session
@@ -115,14 +115,14 @@ class Counted:
         self._keys = path.keys
         self._records = path.keys.opener.records
         self._kinds: list[int] = []
-        real = wire.read_frames
+        real = frame_reader.read_frames
 
         def read_frames(plaintext: bytes) -> Iterator[wire.Frame]:
             for frame in real(plaintext):
                 self._kinds.append(frame[0])
                 yield frame
 
-        monkeypatch.setattr(wire, "read_frames", read_frames)
+        monkeypatch.setattr(frame_reader, "read_frames", read_frames)
 
     def take(self) -> tuple[int, int, int]:
         """Records, frames, and the least work that these were, since the last call."""

@@ -9,6 +9,7 @@ import pytest
 from cryprq_proxy.crypto.handshake import record_keys
 from cryprq_proxy.errors import CarrierError, CloseReason, NotAdmitted, PeerError, StreamReason
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.path import FILL_MINIMUM, MAX_EARLY
 from cryprq_proxy.session.records import OVERHEAD, RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import NEVER
@@ -61,7 +62,7 @@ class Introduced:
             if plaintext is None:
                 assert position == len(data)
                 return kinds
-            kinds += [frame[0] for frame in wire.decode_frames(bytes(plaintext))]
+            kinds += [frame[0] for frame in decode_frames(bytes(plaintext))]
 
     def admit(self, *verdict: bytes) -> MemoryCarrier:
         """The exit begins with this verdict, and finds what was sent in what it has not read before."""
@@ -282,7 +283,7 @@ def test_the_first_record_behind_the_verdict_acknowledges_it_also_where_credit_i
     path.receive(memoryview(keys.sealer.seal(wire.encode_bare(wire.ACCEPT))), link.now)
     out = memoryview(bytearray(FILL_MINIMUM + 262_144))
     plaintext, _ = keys.opener.open(out[: path.fill(out, 262_144, link.now)], 0)
-    kinds = [kind for kind, _, _ in wire.read_frames(bytes(plaintext or b""))]
+    kinds = [kind for kind, _, _ in decode_frames(bytes(plaintext or b""))]
     assert kinds[0] == wire.ACK and wire.WINDOW in kinds
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from cryprq_proxy.errors import PeerError
-from cryprq_proxy.session import control_rates, wire
+from cryprq_proxy.session import control_rates, frame_reader, wire
 from cryprq_proxy.session.control_rates import CONTROL_BURST, CONTROL_FRAMES, CONTROL_RATE
 from cryprq_proxy.session.path import SessionPath
 from cryprq_proxy.session.session import Session
@@ -104,8 +104,8 @@ class FrameCount:
     def _counted_receive(
         self, receive: Callable[[memoryview, float], int], data: memoryview, now: float
     ) -> int:
-        session, read_frames = self._session, wire.read_frames
-        wire.read_frames = lambda plaintext: self._counted_frames(read_frames(plaintext))
+        session, read_frames = self._session, frame_reader.read_frames
+        frame_reader.read_frames = lambda plaintext: self._counted_frames(read_frames(plaintext))
         worked = self._turn.worked
         self._forbidden = None
         try:
@@ -115,7 +115,7 @@ class FrameCount:
             self._turn.worked = worked
             raise
         finally:
-            wire.read_frames = read_frames
+            frame_reader.read_frames = read_frames
         self.check()
         if session.closed is None and session.attached:
             if self._forbidden is not None:

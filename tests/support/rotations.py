@@ -16,6 +16,7 @@ from cryprq_proxy.errors import CarrierError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.datagrams import BasePacketLink
 from cryprq_proxy.session.epochs import EpochLedger
+from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.path_keys import CarrierKeys, PathKeys
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
 from cryprq_proxy.session.rotation import Offload, Rotation, RotationLimits, inline
@@ -90,7 +91,7 @@ class PathEnd:
         keys, rotation = self.keys, self.side.rotation
         plaintext, _ = keys.opener.open(memoryview(record), 0)
         assert plaintext is not None
-        ((kind, _, value),) = wire.decode_frames(bytes(plaintext))
+        ((kind, _, value),) = decode_frames(bytes(plaintext))
         self.ack_due |= kind not in (wire.ACK, wire.PING)
         if kind == wire.SWITCH:
             assert isinstance(value, int)

@@ -30,6 +30,7 @@ from cryprq_proxy.exit.prefixes import prefixes_of
 from cryprq_proxy.exit.reception import Visitor
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session import wire
+from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.records import HEADER
 from cryprq_proxy.session.session import Session
 from tests.support.settings import exit_settings
@@ -189,7 +190,7 @@ class Visit:
             header = await self.pipe.read_exactly(HEADER)
             record = header + await self.pipe.read_exactly(int.from_bytes(header))
             plaintext, _ = self.admission.keys.opener.open(memoryview(record), 0)
-            for frame in wire.decode_frames(bytes(plaintext or b"")):
+            for frame in decode_frames(bytes(plaintext or b"")):
                 if frame[0] == kind:
                     return frame
 
