@@ -19,17 +19,15 @@ from typing import Any, Final, Protocol
 
 from ..errors import CloseReason, PeerError
 from . import frame_reader, wire
-from .datagrams import DatagramQueue
 from .epochs import EpochLedger
 from .frame_reader import read_data
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
+from .outgoing import OutgoingSession, outgoing_waits, write_outgoing
 from .path_keys import PathKeys
 from .path_length import PathLength
 from .records import OVERHEAD, RecordOpener
 from .retention import PathLog
-from .rotation import NEVER, Rotation
-from .scheduler import Scheduler
-from .stream_table import StreamTable
+from .rotation import NEVER
 from .suspicion import LEAST_LATE, Suspicion
 from .turns import BYTES_PER_UNIT, DATA_COST, FILL_WORK, FRAME_COSTS, RECORD_WORK, TurnBudget
 from .verdict import open_verdict
@@ -47,7 +45,7 @@ FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 5 * OVERHEAD
 """Bytes of buffer that `fill` needs beyond its budget."""
 
 
-class PathSession(Protocol):
+class PathSession(OutgoingSession, Protocol):
     """What a path and its carrier need of their session (session.py)."""
 
     now: float
@@ -61,25 +59,11 @@ class PathSession(Protocol):
     @property
     def turn(self) -> TurnBudget: ...
     @property
-    def scheduler(self) -> Scheduler: ...
-    @property
-    def table(self) -> StreamTable: ...
-    @property
     def windows(self) -> WindowPool: ...
-    @property
-    def rotation(self) -> Rotation: ...
     @property
     def ledger(self) -> EpochLedger: ...
     @property
     def bytes_received(self) -> int: ...
-    @property
-    def datagrams(self) -> DatagramQueue: ...
-    @property
-    def packets(self) -> DatagramQueue: ...
-    def waits(self, path: SessionPath, /) -> bool: ...
-    def write(
-        self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float, /
-    ) -> int: ...
     def act(self, path: SessionPath, kind: int, id: int, value: Any, /) -> None: ...
     def check_kept(self) -> None: ...
     def rotation_deadline(self, path: SessionPath, /) -> float: ...
@@ -307,7 +291,7 @@ class SessionPath:
         if chosen:
             if not self.log.units and not self._pong_owed:
                 self.suspicion.asked = now
-            left = session.write(self, writer, budget, left, now)
+            left = write_outgoing(session, self, writer, budget, left, now)
             if self.log.units:
                 self.suspicion.sent(self.log.units[-1].record, now)
         written = writer.flush()
@@ -315,7 +299,7 @@ class SessionPath:
         if early:
             self._early -= written
         turn.spend(FILL_WORK + before - left + written // BYTES_PER_UNIT)
-        if left <= 0 or written >= budget or (chosen and session.waits(self)):
+        if left <= 0 or written >= budget or (chosen and outgoing_waits(session, self)):
             self.wake()
         return written
 

@@ -1,10 +1,10 @@
 """The session: one peer, many streams, one or several paths at a time.
 
 Out: a handler puts data into its stream's queue (streams.py), and the session wakes the path that it has chosen
-(path_choice.py). The path's carrier calls `fill`: the scheduler chooses a stream (scheduler.py), the frame is sealed
-directly into the carrier's buffer and kept in the path's log (retention.py). In: the carrier calls `receive` of its
-path, every record is opened, and a table tells what to do with each frame: in frame_actions.py, or in stream_table.py
-for those that name a stream. Data goes to the stream's handler.
+(path_choice.py). The path's carrier calls `fill` (outgoing.py): the scheduler chooses a stream (scheduler.py), the
+frame is sealed directly into the carrier's buffer and kept in the path's log (retention.py). In: the carrier calls
+`receive` of its path, every record is opened, and a table tells what to do with each frame: in frame_actions.py, or
+in stream_table.py for those that name a stream. Data goes to the stream's handler.
 
 A path that is lost takes nothing with it: what it has carried and the peer has not acknowledged goes first on the next
 path. That is all there is to resume a session. It lives as long as its owner keeps it.
@@ -34,16 +34,15 @@ from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path import ACK_BYTES, SessionPath
 from .path_choice import choose
 from .path_keys import CarrierKeys, PathKeys
-from .retention import MemoryBudget, PathLog, Retention, SlotPool, Unit
+from .retention import MemoryBudget, PathLog, Retention, SlotPool
 from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .session_events import SessionEvents
 from .stream_table import STREAM_FRAMES, AcceptStream, StreamTable, refuse_streams
-from .streams import Half, Stream, StreamHandler
-from .turns import DROPS_PER_UNIT, FRAME_WORK, TurnBudget
+from .streams import Stream, StreamHandler
+from .turns import DROPS_PER_UNIT, TurnBudget
 from .windows import WindowBudget, WindowPool
 from .wire import StreamProtocol
-from .writer import RecordWriter
 
 RESUME_SECONDS: Final = 300.0
 """Seconds for which a client keeps a session without a path, and an exit unless its configuration says otherwise."""
@@ -431,62 +430,6 @@ class Session:
             self.bytes_sent += len(payload)
             self.datagrams.add(wire.encode_datagram(stream.id, destination, payload))
             self.wake()
-
-    def waits(self, path: SessionPath) -> bool:
-        """Whether there is something that `path`, the chosen one, may carry now."""
-        scheduler = self.scheduler
-        return (
-            self.retention.next() is not None
-            or (scheduler.open and scheduler.queued > 0 and not self.retention.waits)
-            or (path.admitted and bool(self.table.windows_due or self.datagrams or self.packets))
-        )
-
-    def write(self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float) -> int:
-        """Write what belongs to the session. Returns how much of the turn's work is left."""
-        retention, scheduler, log = self.retention, self.scheduler, path.log
-        if path.admitted:
-            left = self._write_unqueued(path, writer, budget, left, now)
-        presses = self.rotation.presses(path.keys)
-        scheduler.open = retention.has_room() and not retention.stalls and not presses
-        while True:
-            while writer.position < budget and left > 0:
-                left -= FRAME_WORK
-                waiting = retention.next()
-                if waiting is not None:
-                    retention.mark_sent(log, writer.add(waiting.frame))
-                    continue
-                if not scheduler.open or (turn := scheduler.next()) is None:
-                    break
-                stream, unit = turn
-                scheduler.open = retention.append_sent(unit, log, writer.add(unit.frame))
-                self.bytes_sent += unit.size
-                if stream.send_half is Half.FINISHING and not stream.queue:
-                    self.table.send_fin(stream)
-            if writer.position >= budget or left <= 0:
-                break
-            queued = scheduler.queued
-            left -= scheduler.call_waiting(left)
-            if scheduler.queued == queued and retention.next() is None:
-                break
-        return left
-
-    def _write_unqueued(
-        self, path: SessionPath, writer: RecordWriter, budget: int, left: int, now: float
-    ) -> int:
-        """Write windows, datagrams and packets. Returns how much of the turn's work is left."""
-        table = self.table
-        while table.windows_due and writer.position < budget and left > 0:
-            left -= FRAME_WORK
-            _, stream = table.windows_due.popitem()
-            frame = table.next_window(stream, self.round_trip)
-            if frame is not None:
-                self.retention.append_sent(Unit(frame), path.log, writer.add(frame))
-        if self.datagrams or self.packets:
-            # The other half is for streams.
-            half = (budget + 1) >> 1
-            self.datagrams.write(writer, half, now)
-            self.packets.write(writer, half, now)
-        return left
 
     # --- in --------------------------------------------------------------------------------------------------------
 
