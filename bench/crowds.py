@@ -203,30 +203,34 @@ async def crowd(what: str, bar: float, addresses: int) -> None:
         await asyncio.gather(*links)
 
 
-async def restart() -> None:
-    global dials, spent
-    count = OPTIONS.clients or 500
+@contextlib.asynccontextmanager
+async def linked(count: int) -> AsyncIterator[tuple[ExitProcess, list[Client]]]:
+    """An exit and so many clients, each at an address of its own, with their links up."""
     with running(count) as (exit, identities):
         clients = [exit.client(each, number) for number, each in enumerate(identities, 1)]
         links = [spawn(client.run(), "link") for client in clients]
         await all_in(clients, time.monotonic())
+        yield exit, clients
+        await stop_all(clients)
+        await asyncio.gather(*links)
+
+
+async def restart() -> None:
+    global dials, spent
+    count = OPTIONS.clients or 500
+    async with linked(count) as (exit, clients):
         for away in (0.0, 20.0):
             await asyncio.to_thread(exit.stop)
             await asyncio.sleep(away)
             dials, spent = 0, time.process_time()
             began = await asyncio.to_thread(exit.start)
             told(f"{count} back, away {away:g} s", 8.0, *await all_in(clients, began), exit)
-        await stop_all(clients)
-        await asyncio.gather(*links)
 
 
 async def cut() -> None:
     global dials, spent
     count = OPTIONS.clients or 500
-    with running(count) as (exit, identities):
-        clients = [exit.client(each, number) for number, each in enumerate(identities, 1)]
-        links = [spawn(client.run(), "link") for client in clients]
-        await all_in(clients, time.monotonic())
+    async with linked(count) as (exit, clients):
         for paths in range(2, 2 + CUTS):
             await asyncio.sleep(SETTLE)
             sessions = [client._kept.session for client in clients]
@@ -243,8 +247,6 @@ async def cut() -> None:
             print(
                 f"    {kept} sessions kept; the exit's ms for each: {each:.2f}, {rotated:.2f} with rotations"
             )
-        await stop_all(clients)
-        await asyncio.gather(*links)
 
 
 def break_all() -> None:

@@ -4,7 +4,7 @@ A path has its own keys (path_keys.py), acknowledgements, keepalive and round tr
 until the peer acknowledges the records (retention.py). What it carries belongs to the session, which gives it to one
 path at a time (path_choice.py); the others carry what is about themselves.
 
-    fill     keys change (SWITCH) -> ACK, PONG, PING, what is about the path -> if it is the chosen one, the units
+    fill     ACK -> keys change (SWITCH) -> PONG, PING, what is about the path -> if it is the chosen one, the units
     receive  open a record -> act on its frames, perhaps in several turns -> it counts for the next ACK
 
 Its carrier calls `fill` after each `ready`, `receive` with what it read, and `tick` at `deadline`, which it reads again
