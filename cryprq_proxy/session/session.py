@@ -30,6 +30,7 @@ from .datagrams import BasePacketLink, DatagramQueue
 from .ending import reset_in_turns
 from .epochs import EpochLedger
 from .frame_actions import ACTIONS
+from .lane_path import LanePath
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path import ACK_BYTES, SessionPath
 from .path_choice import choose
@@ -132,6 +133,8 @@ class Session:
         self.paths: dict[int, SessionPath] = {}
         self.current: SessionPath | None = None
         """The one that carries what belongs to the session."""
+        self.lane: LanePath | None = None
+        """The datagram lane as a path, if there is one."""
         self.liveness = Liveness(limits.keepalive)
         """That of the chosen path, or of the last one."""
         self.last_path = -1
@@ -190,6 +193,13 @@ class Session:
         self.choose()
         path.wake()
         return path
+
+    def attach_lane(self, now: float) -> LanePath:
+        """There is a datagram lane: once in a session. It carries nothing before it is `set_up`."""
+        if self.lane is not None:
+            raise LocalError("a session has one lane")
+        self.lane = LanePath(self, now)
+        return self.lane
 
     def path_lost(self, path: SessionPath, now: float) -> None:
         """See SessionPath.lost."""
