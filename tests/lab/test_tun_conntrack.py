@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
@@ -346,6 +347,7 @@ def guest_of(stage: Stage) -> Iterator[Namespace]:
         yield guest
     finally:
         client.sysctl("net.ipv4.ip_forward", before)
+        guest.close()
         client.ip("link del br0")
 
 
@@ -380,6 +382,33 @@ def test_sockets_that_begin_without_a_filter_go_on_with_it(stage: Stage, who: st
             until(lambda sock=sock, server=server: asks(sock, server, AGAIN) == FAR, f"{server} answers")  # type: ignore[misc]
         until(lambda: echoes(echoing, SERVER4, AGAIN), "an echo")
         stage.client.run(["nft", "delete", "table", "inet", "engine"])
+
+
+def test_a_guest_gets_its_answer_although_connections_are_deleted_meanwhile(stage: Stage) -> None:
+    """Its question waits at the forwarder, so nothing has answered it yet; without its NAT nothing could."""
+    asked, told = threading.Event(), threading.Event()
+
+    def late(question: dns.message.QueryMessage) -> dns.message.Message:
+        asked.set()
+        told.wait(LONG)
+        return stage.server.dns.lookup(question)
+
+    with ExitStack() as stack:
+        guest = stack.enter_context(guest_of(stage))
+        role = stack.enter_context(stage.tunnel())
+        until(lambda: stage.fetches(SERVER4, guest) == EXIT4, "the container is tunnelled")
+        stage.server.dns.answer = late
+        stack.callback(setattr, stage.server.dns, "answer", stage.server.dns.lookup)
+        stack.callback(told.set)
+        sock = stack.enter_context(stage.socket(ROUTER_LAN4, socket.SOCK_DGRAM, guest))
+        question = dns.message.make_query("late.example.com", "A")
+        sock.sendto(question.to_wire(), (ROUTER_LAN4, 53))
+        assert asked.wait(LONG)
+        # With other rules, what has ended is deleted before the reload is said to be over.
+        reload(stage, role, direct(SERVER6))
+        told.set()
+        # Also where the forwarder has given up meanwhile, it says so.
+        assert dns.message.from_wire(sock.recv(4096)).id == question.id
 
 
 def test_a_taken_port_is_named(stage: Stage) -> None:

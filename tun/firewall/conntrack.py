@@ -154,12 +154,15 @@ class Ended:
         return ours and (entry.reply.source, entry.reply.source_port) not in self.forwarder
 
     def _is_stray_of_a_guest(self, entry: CtEntry) -> bool:
-        """Begun by a guest while there was no filter, so without NAT: nobody can answer. Where somebody can, but has
-        not yet, its next packet begins it anew."""
+        """Begun by a guest while there was no filter, so without NAT: nobody outside can answer. This machine and
+        other guests can, as the forwarder does some time after it was asked: such an entry is in use."""
         if entry.is_snat or entry.is_answered:
             return False
-        source, destination = entry.original.source, entry.original.destination
-        return any(source in guests and destination not in guests for guests in self.guests)
+        # Where NAT has sent it.
+        target = entry.reply.source
+        if target in self.own or any(target in guests for guests in self.guests):
+            return False
+        return any(entry.original.source in guests for guests in self.guests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,16 @@ def test_what_a_guest_has_begun_without_a_filter_ends_until_it_is_answered() -> 
     assert not ENDED(entry(answered=False))
 
 
+def test_what_a_guest_asks_this_machine_or_another_guest_waits_for_its_answer() -> None:
+    """Nobody needs our NAT to answer; the redirection of a question is needed for as long as the forwarder thinks."""
+    asked = entry(source=GUEST, to=LAN, port=53, answers_from=TUNNEL, answer_port=DNS, answered=False)
+    assert not ENDED(asked)
+    assert not ENDED(entry(source=GUEST, to=HOST, answered=False))
+    neighbour = ip_address("172.20.0.3")
+    assert not ENDED(entry(source=GUEST, answers_from=neighbour, answered=False))
+    assert ENDED(entry(source=GUEST, to=HOST, answers_from=FAR, answered=False))
+
+
 def replaced(**changes: Any) -> Ended:
     fields = {name: getattr(ENDED, name) for name in Ended.__dataclass_fields__}
     return Ended(**fields | changes)
