@@ -25,6 +25,7 @@ from tests.support.lab.hosts import (
 )
 from tests.support.lab.links import Links
 from tests.support.lab.net import LONG, SILENCE, Lab, LabError, sweep, until
+from tests.support.lab.orphans import end_orphans
 from tests.support.lab.server import BLOCK, DNS_PORT, ECHO_PORT, FarServer
 
 
@@ -190,6 +191,33 @@ def test_the_services_of_the_far_server(three_hosts: ThreeHosts, server: FarServ
     assert seen == ["a.test. A", "big.test. TXT"]
     with server.iperf3():
         assert "receiver" in client.run(["iperf3", "-c", SERVER4, "-n", "1M"])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_sockets_that_no_process_has_are_ended_and_others_stay(lab: Lab, address: str) -> None:
+    host = lab.namespace("host")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def connected() -> list[tuple[str, int]]:
+        """State of each client's side, and the port that it is connected to."""
+        lines = host.run(["ss", "-Htan", "state", "connected", "dport", "<", ":10000"]).splitlines()
+        return sorted((line.split()[0], int(line.split()[4].rpartition(":")[2])) for line in lines)
+
+    with host.entered():
+        servers = [socket.create_server((address, port), family=family) for port in (80, 4433)]
+        kept, *closed = [socket.create_connection((address, port)) for port in (80, 80, 4433)]
+    with servers[0], servers[1], kept:
+        # Nobody acknowledges any more.
+        host.nft("table inet cut { chain o { type filter hook output priority 0; policy drop; }; }")
+        for sock in (kept, *closed):
+            sock.sendall(b"the last")
+        for sock in closed:
+            sock.close()
+        assert connected() == [("ESTAB", 80), ("FIN-WAIT-1", 80), ("FIN-WAIT-1", 4433)]
+        end_orphans(host, 4433)
+        assert connected() == [("ESTAB", 80), ("FIN-WAIT-1", 80)]
+        end_orphans(host)
+        assert connected() == [("ESTAB", 80)]
 
 
 def test_a_capture_shows_what_left_and_what_came(three_hosts: ThreeHosts, server: FarServer) -> None:

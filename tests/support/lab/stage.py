@@ -26,6 +26,7 @@ from tests.support.lab.capture import Capture, Packet
 from tests.support.lab.hosts import EXIT4, EXIT6, three_hosts
 from tests.support.lab.links import PORT, Links, Role
 from tests.support.lab.net import LIMIT, LONG, Lab, Namespace, Resolver
+from tests.support.lab.orphans import end_orphans
 from tests.support.lab.server import ECHO_PORT, FarServer
 
 OTHER4: Final = "93.184.20.11"
@@ -91,7 +92,10 @@ class Stage:
         try:
             yield role
         finally:
+            # Of programs inside the tunnel: as long as it stands, this and all that they repeat goes there.
+            end_orphans(self.client)
             code = role.stop() if role.process.poll() is None else 0
+            end_orphans(self.client, PORT)
         assert not code, role.log
         self.unchanged_since(before)
 
@@ -122,6 +126,7 @@ class Stage:
             for role in self.links.roles:
                 if role.host is self.client and role.process.poll() is None:
                     role.kill()
+            end_orphans(self.client, PORT)
             if self.client.snapshot() != before:
                 self.links.call(self.client, "cleanup", "--state-dir", str(self.links.state_dir))
 
