@@ -32,8 +32,9 @@ from commandline import BenchError, count, not_negative, run_to_end, some_of, to
 from hosts import SERVER, Wire, new_lab
 from run import machine
 from wan import Bench, say
+from wan_groups import limit_of
 from wan_proxies import NGINX, SETTINGS, SOCKS, CryprqProxy
-from wan_tests import limit_of, pages, requests
+from wan_tests import pages, requests
 
 from tests.support.browser import find, started
 from tests.support.devtools import Browser
@@ -217,7 +218,7 @@ def measure_loads(wire: Wire, rounds: int) -> None:
     """The same of what bench/wan.py measures."""
     bench = Bench({**kinds()}, rounds, None, [])
     with told_at_end(bench.rows, lambda: print(bench.text())):
-        bench.on_wire("", wire, [*pages()[:1], *requests()[:1]])
+        bench.on_wire("", wire, [*pages()[:1], *requests("fresh")[:1]])
 
 
 def arguments() -> argparse.Namespace:

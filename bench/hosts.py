@@ -97,7 +97,8 @@ class Contender:
         return None
 
     def __init__(self, lab: Lab, wire: Wire, control: str | None = None) -> None:
-        """`control` is the congestion control of all three hosts; None for the machine's own."""
+        """`control` is the congestion control of all three hosts, with "lock" before it where programs must take that
+        one; None for the machine's own."""
         self.lab = lab
         self.wire = wire
         self.control = control
@@ -164,15 +165,20 @@ class Contender:
                 self._use(host, self.control)
 
     def _use(self, host: Namespace, control: str) -> None:
-        """Makes it the host's congestion control. One that the kernel restricts can be set by routes only."""
+        """Makes it the host's congestion control. One that the kernel restricts can be set by routes only, and only
+        routes keep programs from choosing another one."""
+        words = control.split()
         try:
-            host.sysctl(CONGESTION_CONTROL, control)
+            host.sysctl(CONGESTION_CONTROL, words[-1])
         except PermissionError:
             host.sysctl(CONGESTION_CONTROL, "reno")
-            for route in host.ip("-4 route").splitlines():
-                host.ip(f"route replace {route} congctl {control}")
         except FileNotFoundError as error:
-            raise BenchError(f"This kernel has no congestion control {control!r}.") from error
+            raise BenchError(f"This kernel has no congestion control {words[-1]!r}.") from error
+        else:
+            if words[0] != "lock":
+                return
+        for route in host.ip("-4 route").splitlines():
+            host.ip(f"route replace {route} congctl {control}")
 
     def _delay_line(self) -> None:
         ends = [f"{host.name}:eth0" for host in (self.client, self.exit)]

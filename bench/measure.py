@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,8 @@ def watched(bench: Bench) -> Samples:
     return samples
 
 
-def makers(labels: Iterable[str]) -> dict[str, Callable[[], Pair]]:
-    """How to make the pairs of these labels."""
-    known: dict[str, Callable[[], Pair]] = {Cryprq.name: Cryprq, Shadowsocks.name: Shadowsocks}
+def makers(labels: Iterable[str], carrier: str | None = None) -> dict[str, Callable[[], Pair]]:
+    """How to make the pairs of these labels; `carrier` is a setting of ours."""
+    ours = partial(Cryprq, carrier=carrier)
+    known: dict[str, Callable[[], Pair]] = {Cryprq.name: ours, Shadowsocks.name: Shadowsocks}
     return {label: known[label] for label in labels}

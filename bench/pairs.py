@@ -26,6 +26,8 @@ START_LIMIT = 30.0
 """Seconds a pair may take until its first request comes back."""
 STOP_LIMIT = 8.0
 """Seconds a process may take to end after SIGTERM."""
+CARRIERS = ("auto", "tcp", "udp")
+"""Of the client's `carrier`: what carries streams (operations.md)."""
 REQUEST = b"readiness".ljust(64)
 
 
@@ -203,8 +205,12 @@ class Cryprq(Pair):
 
     name = "cryprq-proxy"
 
-    def __init__(self, rotation: float | None = None, dashboard: bool = False) -> None:
+    def __init__(
+        self, rotation: float | None = None, dashboard: bool = False, carrier: str | None = None
+    ) -> None:
+        """`carrier` is the client's setting of that name, None for the default."""
         super().__init__()
+        self.carrier = carrier
         self.rotation = rotation
         self.admin_port = free_port() if dashboard else 0
 
@@ -261,6 +267,7 @@ class Cryprq(Pair):
                 "listen": f"127.0.0.1:{self.socks_port}",
                 "peer": f"cryprq://{exit_id}@127.0.0.1:{port}",
                 "admin": f"127.0.0.1:{self.admin_port}" if self.admin_port else "off",
+                **({"carrier": self.carrier} if self.carrier else {}),
             },
         )
         environ = self._environ()

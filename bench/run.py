@@ -26,7 +26,7 @@ from pathlib import Path
 import measure
 from commandline import BenchError, count, new_file, positive, run_to_end, some_of, told_at_end
 from measure import Bench, Result, Samples
-from pairs import Cryprq, Direct, Pair, Shadowsocks
+from pairs import CARRIERS, Cryprq, Direct, Pair, Shadowsocks
 
 OURS, THEIRS, DIRECT = Cryprq.name, Shadowsocks.name, Direct.name
 TESTS = ("bulk", "connect", "latency", "idle", "rotation", "watched")
@@ -166,9 +166,9 @@ def within(results: list[Result], phase: str, what: str, most: dict[str, float])
     return all(statistics.median(r[phase][what][name] for r in results) <= ms for name, ms in most.items())
 
 
-def add_idle(table: Table, bench: Bench, labels: list[str]) -> None:
+def add_idle(table: Table, bench: Bench, makers: dict[str, Callable[[], Pair]]) -> None:
     bench.say(f"{bench.idle_streams} idle streams")
-    sizes = measure.idle(bench, measure.makers(labels))
+    sizes = measure.idle(bench, makers)
     table.raw["idle"] = sizes
     cells = {
         label: f"{sum(each):.1f} KiB each ({' + '.join(f'{size:.1f}' for size in each)})"
@@ -244,6 +244,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=some_of(TESTS), default=",".join(TESTS), help="some of %(default)s")
     names = (OURS, THEIRS, DIRECT)
     parser.add_argument("--pairs", type=some_of(names), default=",".join(names), help="some of %(default)s")
+    parser.add_argument(
+        "--carrier", choices=CARRIERS, help="what carries streams, but for the last two tests"
+    )
     parser.add_argument("--json", type=new_file, help="also write all samples to this file")
     parser.add_argument("--hold", type=positive, metavar="SECONDS", help="only start the pairs and keep them")
     return parser.parse_args()
@@ -262,8 +265,12 @@ def run(options: argparse.Namespace) -> None:  # noqa: C901  the list of what th
     table = Table()
     proxies = [label for label in options.pairs if label != DIRECT]
 
+    makers = measure.makers(proxies, options.carrier)
+    setting = f'carrier = "{options.carrier}"; ' if options.carrier else ""
+
     def tell() -> None:
-        print(f"{machine()}; {bench.rounds} rounds of {bench.seconds:g} s, pairs in turns.\n\n{table.text()}")
+        head = f"{machine()}; {setting}{bench.rounds} rounds of {bench.seconds:g} s, pairs in turns."
+        print(f"{head}\n\n{table.text()}")
         if options.json:
             options.json.write_text(json.dumps({"machine": machine(), "samples": table.raw}, indent=1))
 
@@ -272,7 +279,7 @@ def run(options: argparse.Namespace) -> None:  # noqa: C901  the list of what th
             stack.enter_context(told_at_end(table.rows, tell))
         stack.enter_context(bench)
         if options.hold or set(options.only) & {"bulk", "connect", "latency"}:
-            pairs: dict[str, Pair] = {label: make() for label, make in measure.makers(proxies).items()}
+            pairs: dict[str, Pair] = {label: make() for label, make in makers.items()}
             if DIRECT in options.pairs:
                 pairs[DIRECT] = Direct()
             for pair in pairs.values():
@@ -288,7 +295,7 @@ def run(options: argparse.Namespace) -> None:  # noqa: C901  the list of what th
             for pair in pairs.values():
                 pair.stop()
         if "idle" in options.only:
-            add_idle(table, bench, proxies)
+            add_idle(table, bench, makers)
         if "rotation" in options.only and OURS in proxies:
             add_rotation(table, bench)
         if "watched" in options.only and OURS in proxies:

@@ -1,7 +1,7 @@
 """Side-by-side benchmark on a long line: this program's proxy, others, and no proxy at all, as root.
 
     make wanbench                                                    the whole table
-    .venv/bin/python bench/wan.py --only page,requests               some of its tests
+    .venv/bin/python bench/wan.py --only page,fresh                  some of its tests
     .venv/bin/python bench/wan.py --loss 0.01 --control cubic        another line, other hosts
     .venv/bin/python bench/wan.py --tell "police 20e6 60000"          a line that polices UDP, or `udp off`
     .venv/bin/python bench/wan.py --proxies cryprq-proxy --tree DIR  this tree and another checkout of the program
@@ -12,11 +12,16 @@ once for each contender (wan_proxies.py). The line has a delay, a rate, a queue,
 proxies, so the table says what they took, in per cent of a core.
 
     page      100 objects of 20 kB, six at a time, a fresh connection each; 60 of them beside 4 downloads
-    requests  1 kB, four at a time, on fresh and on kept connections, alone and beside 4 downloads
+    fresh     requests for 1 kB, four at a time, each on a fresh connection, alone and beside 4 downloads
+    kept      the same on connections that are kept
     streams   1 and 8 downloads, after two seconds
     long      1 download at 500 Mbit/s and 150 and 300 ms, after five seconds; super-packets cross whole
     cold      the client starts anew at 100 ms: from the moment when its port is open to the first answer
+    queue     what a ping waits that goes past the proxy beside 1 download, where the line holds 4 BDP
     blackout  the line is silent for 3 s in a download: how long it takes after that until bytes come again
+    udp       the line takes no UDP for 5 s in a download: the longest time without a byte
+    address   the client gets another address in a download: the same
+    nat       the exit is behind a NAT that forgets UDP after 10 s, the server speaks after 14: how late it is heard
     share     1 download beside a flow of the kernel's reno, cubic and bbr that goes past the proxy
 
 Contenders take turns within each round, and the order turns round with every round. A cell is the median of the
@@ -48,9 +53,11 @@ from commandline import (
 )
 from hosts import Wire, new_lab
 from line import Line
+from pairs import CARRIERS
 from run import NONE, machine, median, ratios, spread
+from wan_groups import NAMES, groups, limit_of
 from wan_proxies import SETTINGS, CryprqProxy, Proxy, Result, ShadowsocksProxy
-from wan_tests import NAMES, Test, groups, limit_of
+from wan_tests import Test
 from wan_xray import XRAY, XrayProxy, version
 
 from tests.support.lab.net import Lab
@@ -60,6 +67,7 @@ OTHER_TREE = "the other tree"
 ALL: list[type[Proxy]] = [CryprqProxy, ShadowsocksProxy, *XRAY, Proxy]
 KINDS = {kind.name: kind for kind in ALL}
 TOLD = ("udp", "police", "blackout")
+NEED_LINE = {"blackout", "udp"}
 """Commands of the line that nothing else sets: what has an option stands in titles, queues and checks as well."""
 HEAD = ["test", "proxy", "figure", f"ratio to {OURS}", "CPU of both ends", "line, generator"]
 
@@ -175,7 +183,7 @@ def told(wire: Wire, options: argparse.Namespace) -> str:
     parts.append(f"a queue of {options.buffer:g} BDP")
     parts += options.tell
     parts.append("super-packets whole" if wire.offload else "a frame for each segment")
-    hosts = options.control or "the congestion control of this machine"
+    hosts = (options.control or "the congestion control of this machine").replace("lock ", "nothing but ")
     setting = f'; connect = "{options.connect}"' if options.connect is not None else ""
     return f"{', '.join(parts)}; hosts with {hosts}{setting}"
 
@@ -201,9 +209,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reorder", type=chance, default=0.0, help="chance to come late (%(default)s)")
     parser.add_argument("--later", type=not_negative, default=0.005, help="by so many seconds (%(default)s)")
     parser.add_argument("--offload", action="store_true", help="let super-packets cross whole: less CPU")
-    parser.add_argument("--control", help="congestion control of all hosts: reno, cubic, bbr")
+    parser.add_argument(
+        "--control",
+        help="of all hosts: reno, cubic, bbr; 'lock reno' where programs may choose no other",
+    )
     parser.add_argument(
         "--connect", choices=SETTINGS, help="when this program answers applications: its setting of that name"
+    )
+    parser.add_argument(
+        "--carrier",
+        type=some_of(CARRIERS),
+        default=[],
+        help=f"this program with its setting of that name as well, each a contender; some of {','.join(CARRIERS)}",
     )
     parser.add_argument(
         "--tell",
@@ -229,9 +246,10 @@ def arguments() -> argparse.Namespace:
                 parser.error(f"--tell {command!r}: say that with the option of the line, --help lists them")
     except ValueError as error:
         parser.error(f"--tell: {error}")
-    if not line_of(options).is_line and (options.tell or "blackout" in options.only):
+    if not line_of(options).is_line and (options.tell or NEED_LINE & set(options.only)):
         parser.error(
-            "without --delay and --rate there is no line to be told; leave out --tell and the test blackout"
+            "without --delay and --rate there is no line to be told; leave out --tell, and the tests "
+            + ", ".join(sorted(NEED_LINE))
         )
     if options.quick:
         options.rounds, options.seconds = 1, 2.0
@@ -260,9 +278,19 @@ def contenders(options: argparse.Namespace) -> dict[str, type[Proxy]]:
             connect = options.connect
 
         kinds[OURS] = AsAsked
+    for carrier in options.carrier:
+        kinds[f"carrier {carrier}"] = over(carrier)
     if not kinds:
         raise BenchError("none of the contenders can run here.")
     return kinds
+
+
+def over(setting: str) -> type[Proxy]:
+    class Over(CryprqProxy):
+        name = f"carrier {setting}"
+        carrier = setting
+
+    return Over
 
 
 def run(options: argparse.Namespace) -> None:

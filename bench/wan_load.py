@@ -12,6 +12,7 @@ would do that too, but holds the kernel's window where it is: 10 Mbit/s at 50 ms
     requests    small ones, each on a fresh connection or each worker on its own, beside so many downloads
     streams     downloads for some seconds; the first ones are left out
     silence     one download, which says "flowing" when it flows; the longest time without a byte in it
+    late        one stream, on which the server says its time after pauses (wan_clock.py); how late that came
     cold        waits for the proxy's port, then one small request at once
 """
 
@@ -28,6 +29,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from wan_clock import PORT as CLOCK_PORT
+from wan_clock import TIME
+
 OBJECTS = 100
 OBJECT = 20_000
 SMALL = 1_000
@@ -42,8 +46,8 @@ LOCAL_BUFFER = 1 << 20
 PATIENCE = 60.0
 """Seconds that any one step may take."""
 POLL = 0.002
-NOTABLE = 1.0
-"""Seconds of silence that are the black-out's, and no other."""
+STILL = 1.0
+"""Seconds of silence after which a download does not go on."""
 
 Result = dict[str, object]
 
@@ -76,18 +80,19 @@ class Connection:
             return
         # RFC 1928, as applications do it: each step waits for its answer.
         await self._loop.sock_connect(self.socket, ("127.0.0.1", self._proxy))
-        await self._loop.sock_sendall(self.socket, b"\x05\x01\x00")
-        if await self._exactly(2) != b"\x05\x00":
+        await self.say(b"\x05\x01\x00")
+        if await self.exactly(2) != b"\x05\x00":
             raise WrongAnswer("the proxy wants a password")
         host, port = self._server
-        await self._loop.sock_sendall(
-            self.socket, b"\x05\x01\x00\x01" + socket.inet_aton(host) + port.to_bytes(2)
-        )
-        reply = await self._exactly(10)
+        await self.say(b"\x05\x01\x00\x01" + socket.inet_aton(host) + port.to_bytes(2))
+        reply = await self.exactly(10)
         if reply[:2] != b"\x05\x00" or reply[3] != 1:
             raise WrongAnswer(f"the proxy refuses, by SOCKS reply {reply[1]}")
 
-    async def _exactly(self, size: int) -> bytes:
+    async def say(self, data: bytes) -> None:
+        await self._loop.sock_sendall(self.socket, data)
+
+    async def exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             data += await self._some(size - len(data))
@@ -101,7 +106,7 @@ class Connection:
 
     async def ask(self, name: str, size: int) -> bytes:
         """Requests /NAME, which has `size` bytes; gives those that came with the head of the answer."""
-        await self._loop.sock_sendall(self.socket, f"GET /{name} HTTP/1.1\r\nHost: server\r\n\r\n".encode())
+        await self.say(f"GET /{name} HTTP/1.1\r\nHost: server\r\n\r\n".encode())
         data = b""
         while b"\r\n\r\n" not in data:
             data += await self._some(65536)
@@ -180,6 +185,10 @@ class Downloads:
         """Counts from now on."""
         self.silence, self._last = 0.0, time.monotonic()
 
+    def silent_for(self) -> float:
+        """Seconds since the last byte."""
+        return time.monotonic() - self._last
+
     def check(self) -> None:
         """Raises what ended one of them."""
         for task in self._tasks:
@@ -187,7 +196,11 @@ class Downloads:
                 task.result()
 
     async def stop(self) -> None:
+        """Raises what ended one of them before."""
         self.check()
+        await self.end()
+
+    async def end(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -270,7 +283,10 @@ async def streams(options: argparse.Namespace) -> Result:
 
 
 async def silence(options: argparse.Namespace) -> Result:
-    """How long nothing came after "flowing" was said, and what became of the download if it did not go on."""
+    """The longest time in which nothing came after "flowing" was said, and what became of the download if it ended.
+
+    It is done after `seconds`, or after the first silence of `notable` seconds, which then has to come.
+    """
     downloads = Downloads(options, 1)
     await downloads.start()
     await asyncio.sleep(options.warm)
@@ -278,15 +294,32 @@ async def silence(options: argparse.Namespace) -> Result:
     downloads.measure_silence()
     deadline = time.monotonic() + options.seconds
     try:
-        while downloads.silence < NOTABLE:
+        while not options.notable or downloads.silence < options.notable:
             if time.monotonic() > deadline:
-                raise WrongAnswer(f"nothing came within {options.seconds:.0f} s")
+                if options.notable or downloads.silent_for() > STILL:
+                    raise WrongAnswer(f"nothing came any more within {options.seconds:.0f} s")
+                break
             await asyncio.sleep(0.02)
             downloads.check()
     except (WrongAnswer, OSError) as error:
         return {"silence": downloads.silence, "ended": str(error)}
-    await downloads.stop()
+    finally:
+        await downloads.end()
     return {"silence": downloads.silence, "ended": ""}
+
+
+async def late(options: argparse.Namespace) -> Result:
+    """Seconds from when the server said its time until that was there, for each of `count` times."""
+    times = []
+    with opened(
+        argparse.Namespace(**{**vars(options), "server": (options.server[0], CLOCK_PORT)})
+    ) as connection:
+        await connection.connect()
+        for _ in range(options.count or 2):
+            await connection.say(TIME.pack(options.pause))
+            [sent] = TIME.unpack(await connection.exactly(TIME.size))
+            times.append(time.monotonic() - sent)
+    return {"times": times}
 
 
 async def cold(options: argparse.Namespace) -> Result:
@@ -312,6 +345,7 @@ TESTS: dict[str, Callable[[argparse.Namespace], Awaitable[Result]]] = {
     "requests": requests,
     "streams": streams,
     "silence": silence,
+    "late": late,
     "cold": cold,
 }
 
@@ -333,6 +367,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4, help="requests at a time (%(default)s)")
     parser.add_argument("--kept", action="store_true", help="requests on connections that are kept alive")
     parser.add_argument("--seconds", type=float, default=5.0, help="of a download (%(default)s)")
+    parser.add_argument("--notable", type=float, default=0.0, help="seconds of silence to wait for")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before the server says its time")
     parser.add_argument("--warm", type=float, default=2.0, help="seconds of it before that (%(default)s)")
     parser.add_argument("--limit", type=float, default=100.0, help="seconds for the test (%(default)s)")
     return parser.parse_args()

@@ -1,30 +1,49 @@
 """What bench/wan.py compares: three hosts for each proxy (hosts.py), its client on one and its exit on the next.
 
-On the server nginx has 100 objects of 20 kB, as many small ones and one large file of zeros, and iperf3 waits for
-flows past the proxy. A contender says which processes it is made of, and on which port of the client SOCKS5 is spoken.
+On the server nginx has 100 objects of 20 kB, as many small ones and one large file of zeros, wan_clock.py speaks first,
+and iperf3 waits for flows past the proxy. A contender says which processes it is made of, and on which port of the
+client SOCKS5 is spoken.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from commandline import BenchError
-from hosts import EXIT, Contender
+from hosts import CLIENT, EXIT, EXIT_OUTER, Contender
 from pairs import Cryprq, Shadowsocks
+from wan_clock import PORT as CLOCK_PORT
 from wan_load import LARGE, OBJECT, OBJECTS, SMALL, content
 
 from tests.support.lab.links import PORT, Links
 from tests.support.lab.net import LabError, Namespace
 
 LOAD = Path(__file__).with_name("wan_load.py")
+CLOCK = Path(__file__).with_name("wan_clock.py")
 SOCKS = 1080
 SETTINGS = ("exact", "learned", "eager")
 """Of `connect`: when an application is answered (operations.md)."""
 STOP_LIMIT = 10.0
+MEMORY = 10
+"""Seconds for which the NAT before the exit knows a flow that is silent."""
+MOVED = "45.83.20.3"
+"""The client's other address."""
+# Behind the NAT it has the address of its other side, and so what leaves forgotten has a source that nobody knows.
+NAT = f"""
+table ip nat_of_exit {{
+    chain pre {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {EXIT} meta l4proto udp dnat to {EXIT_OUTER}
+    }}
+}}
+"""
 NGINX = """
 daemon off;
 pid {directory}/nginx.pid;
@@ -53,6 +72,7 @@ class Proxy(Contender):
     name = "no proxy"
     socks = 0
     _client: subprocess.Popen[str] | None = None
+    _address = CLIENT
 
     # Start
 
@@ -76,7 +96,8 @@ class Proxy(Contender):
         self.server.popen(
             ["nginx", "-p", str(directory), "-e", str(directory / "nginx.log"), "-c", str(file)]
         )
-        return (80,)
+        self.server.popen([sys.executable, str(CLOCK)])
+        return (80, CLOCK_PORT)
 
     def prepare(self) -> None:
         """Writes configurations and keys, into `files`."""
@@ -115,6 +136,28 @@ class Proxy(Contender):
         if command := self.client_command():
             self._client = self._run(self.client, "client", command)
 
+    # What happens to the hosts
+
+    def move_client(self) -> None:
+        """The client gets its other address, and loses the one that it has."""
+        self._address = CLIENT if self._address == MOVED else MOVED
+        self.client.sysctl("net.ipv4.conf.eth0.promote_secondaries", "1")
+        [old] = re.findall(r"inet (\S+)", self.client.ip("-4 addr show dev eth0"))
+        self.client.ip(f"addr add {self._address}/24 dev eth0")
+        self.client.ip(f"addr del {old} dev eth0")
+        self.client.ip(f"route replace default via {EXIT}")
+
+    @contextmanager
+    def behind_nat(self) -> Iterator[None]:
+        """The exit is reached by UDP through a NAT that forgets."""
+        self.exit.nft(NAT)
+        for kind in ("timeout", "timeout_stream"):
+            self.exit.sysctl(f"net.netfilter.nf_conntrack_udp_{kind}", str(MEMORY))
+        try:
+            yield
+        finally:
+            self.exit.nft("delete table ip nat_of_exit")
+
     def answers(self) -> bool:
         for program in self.programs:
             if program.poll() is not None:
@@ -147,7 +190,7 @@ class Proxy(Contender):
 
 
 class CryprqProxy(Proxy):
-    """Ours, of this working tree, as it is configured when nothing is said: over TCP."""
+    """Ours, of this working tree, as it is configured when nothing is said."""
 
     name = Cryprq.name
     socks = SOCKS
@@ -155,6 +198,8 @@ class CryprqProxy(Proxy):
     """Another checkout to run instead, with this interpreter."""
     connect: str | None = None
     """One of SETTINGS, where not as by default."""
+    carrier: str | None = None
+    """One of CARRIERS, likewise."""
 
     def prepare(self) -> None:
         self._links = Links(self.files)
@@ -169,8 +214,8 @@ class CryprqProxy(Proxy):
         listen = {"listen": [f"0.0.0.0:{PORT}"], "allow": [identities["client"]]}
         self._exit_file = self._links.config("exit", {**quiet, **listen})
         dial = {"peer": f"cryprq://{identities['exit']}@{EXIT}:{PORT}", "admin": "off"}
-        if self.connect is not None:
-            dial["connect"] = self.connect
+        given = {"connect": self.connect, "carrier": self.carrier}
+        dial |= {key: value for key, value in given.items() if value is not None}
         self._client_file = self._links.config("client", {**quiet, **dial})
 
     def environment(self) -> dict[str, str] | None:

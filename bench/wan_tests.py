@@ -7,30 +7,24 @@ took while it was measured: where these are near 100 %, they and not the proxy m
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from commandline import BenchError
-from hosts import IPERF_PORT, SERVER, Wire
-from line import LIMIT
+from hosts import IPERF_PORT, SERVER
 from run import median
 from wan_proxies import Proxy, Result
 
 FILES = 4
 """Downloads that something small is measured beside."""
-BLACK_OUT = 3
-"""Seconds."""
 SETTLE = 4.0
 """Seconds after which two flows have found their shares."""
-SLOW_START = 5.0
-"""Seconds in which a flow fills 500 Mbit/s at 300 ms: some fifteen round trips."""
-LONG_RATE = 500e6
-LONG = (0.150, 0.300)
-"""Round trips in seconds."""
-COLD = 0.100
+PROBES = 20
+"""Pings in a second past the proxy."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +108,14 @@ def pages() -> list[Test]:
     ]
 
 
-def requests() -> list[Test]:
+def requests(kind: str, *flags: str) -> list[Test]:
     tests = []
-    for kind, flags in (("fresh", ()), ("kept-alive", ("--kept",))):
-        for where, downloads in (("alone", 0), (f"beside {FILES} downloads", FILES)):
+    for where, downloads in (("alone", 0), (f"beside {FILES} downloads", FILES)):
 
-            def one(proxy: Proxy, flags: tuple[str, ...] = flags, downloads: int = downloads) -> Result:
-                return loaded(proxy, "requests", *flags, "--downloads", str(downloads))
+        def one(proxy: Proxy, downloads: int = downloads) -> Result:
+            return loaded(proxy, "requests", *flags, "--downloads", str(downloads))
 
-            tests.append(Test(f"{kind} request {where}", one, request_figure, request_seconds))
+        tests.append(Test(f"{kind} request {where}", one, request_figure, request_seconds))
     return tests
 
 
@@ -137,28 +130,6 @@ def streams(seconds: float, warm: float, *counts: int) -> list[Test]:
         title = f"{count} download{'s' if count > 1 else ''}"
         tests.append(Test(title, one, speed_figure, mbit))
     return tests
-
-
-def black_outs() -> list[Test]:
-    def told(proxy: Proxy, load: subprocess.Popen[str]) -> None:
-        assert load.stdout is not None
-        if load.stdout.readline() == "flowing\n":
-            proxy.tell_line(f"blackout {BLACK_OUT}")
-
-    def one(proxy: Proxy) -> Result:
-        result = loaded(proxy, "silence", "--seconds", "25", during=told)
-        return {**result, "after": result["silence"] - BLACK_OUT}
-
-    def figure(results: list[Result]) -> str:
-        return f"{median(results, after):.2f} s"
-
-    def after(result: Result) -> float:
-        return float(result["after"])
-
-    def broken(result: Result) -> str:
-        return str(result["ended"])
-
-    return [Test(f"black-out of {BLACK_OUT} s, until the download goes on", one, figure, after, broken)]
 
 
 def cold_starts(trip: float) -> list[Test]:
@@ -223,40 +194,27 @@ def share(result: Result) -> float:
     return mbit(result) / (mbit(result) + float(result["kernel_mbit"]))
 
 
-# --- lines ---
+def queues(seconds: float) -> list[Test]:
+    """What a ping past the proxy waits beside a download, beyond the shortest one without."""
 
+    def pings(proxy: Proxy, count: int) -> list[float]:
+        command = ["ping", "-n", "-i", str(1 / PROBES), "-c", str(count), SERVER]
+        return [float(time) for time in re.findall(r"time=(\S+)", proxy.client.run(command, limit=60))]
 
-def limit_of(rate: float, delay: float, buffer: float) -> int:
-    """What is under way in one direction, and a queue of so many bandwidth-delay products behind it, in bytes."""
-    if not rate:
-        return LIMIT
-    return max(int(rate / 8 * delay * (1 + 2 * buffer)), 64 << 10)
+    def one(proxy: Proxy) -> Result:
+        alone, beside = min(pings(proxy, PROBES)), []
 
+        def during(proxy: Proxy, load: subprocess.Popen[str]) -> None:
+            time.sleep(SETTLE)
+            beside.extend(pings(proxy, int(PROBES * seconds)))
 
-def groups(wire: Wire, buffer: float, only: list[str], seconds: float) -> list[tuple[str, Wire, list[Test]]]:
-    """The tests that are asked for, by the line that they need, with its name where it is not the common one."""
+        options = ("--downloads", "1", "--seconds", str(seconds), "--warm", str(SETTLE))
+        result = loaded(proxy, "streams", *options, during=during)
+        if not beside:
+            raise BenchError(f"{proxy.name}: no ping came back beside a download.")
+        return {**result, "times": [max(trip - alone, 0.0) / 1000 for trip in beside]}
 
-    def other(rate: float, delay: float, segments: bool) -> Wire:
-        limit = limit_of(rate, delay, buffer)
-        return replace(wire, rate=rate, delay=delay, limit=limit, segments=segments)
+    def figure(results: list[Result]) -> str:
+        return f"{request_figure(results)}, at {median(results, mbit):.0f} Mbit/s"
 
-    common = {
-        "page": pages(),
-        "requests": requests(),
-        "streams": streams(seconds, 2.0, 1, 8),
-        "blackout": black_outs(),
-        "share": shared(seconds),
-    }
-    found = [("", wire, [test for name in common if name in only for test in common[name]])]
-    if "long" in only:
-        for trip in LONG:
-            # A frame for each segment would take most of a core at this rate.
-            line = other(LONG_RATE, trip / 2, False)
-            title = f"{LONG_RATE / 1e6:g} Mbit/s, {1000 * trip:g} ms: "
-            found.append((title, line, streams(seconds, SLOW_START, 1)))
-    if "cold" in only:
-        found.append((f"{1000 * COLD:g} ms: ", other(wire.rate, COLD / 2, wire.segments), cold_starts(COLD)))
-    return [group for group in found if group[2]]
-
-
-NAMES = ("page", "requests", "streams", "long", "cold", "blackout", "share")
+    return [Test("queue that a ping finds beside 1 download", one, figure, request_seconds)]

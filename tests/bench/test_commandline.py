@@ -79,7 +79,7 @@ def test_looking_whether_a_file_can_be_written_makes_none(tmp_path: Path) -> Non
         (["--delay", "nan"], "--delay: must be a number at least 0, not nan"),
         (["--rate", "inf"], "--rate: must be a number at least 0, not inf"),
         (["--seconds", "0"], "--seconds: must be a number above 0, not 0"),
-        (["--only", "page,pages"], "there is no 'pages'; there are page, requests,"),
+        (["--only", "page,pages"], "there is no 'pages'; there are page, fresh,"),
         (["--proxies", ""], "there is no ''; there are cryprq-proxy,"),
         (["--tree", "/proc"], "/proc is no checkout"),
         (["--tell", "delay 0.1"], "say that with the option of the line"),

@@ -13,12 +13,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
+import wan_changes  # noqa: E402
+import wan_clock  # noqa: E402
 import wan_load  # noqa: E402
-from hosts import Wire  # noqa: E402
+from hosts import CLIENT, Wire  # noqa: E402
 from line import LIMIT  # noqa: E402
 from wan import Bench  # noqa: E402
-from wan_proxies import CryprqProxy, Proxy, Result  # noqa: E402
-from wan_tests import black_outs, cold_starts, limit_of, loaded  # noqa: E402
+from wan_changes import black_outs, forgotten  # noqa: E402
+from wan_groups import limit_of  # noqa: E402
+from wan_proxies import MOVED, CryprqProxy, Proxy, Result  # noqa: E402
+from wan_tests import cold_starts, loaded  # noqa: E402
 
 from tests.support.lab.net import Lab, missing  # noqa: E402
 
@@ -115,8 +119,6 @@ def test_a_refusal_of_the_proxy_is_no_figure() -> None:
 
 
 def test_a_download_of_wrong_bytes_is_no_figure() -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % wan_load.LARGE
-
     async def one(options: argparse.Namespace) -> wan_load.Result:
         downloads = wan_load.Downloads(options, 1)
         await downloads.start()
@@ -125,7 +127,36 @@ def test_a_download_of_wrong_bytes_is_no_figure() -> None:
             await asyncio.sleep(0.001)
 
     with pytest.raises(wan_load.WrongAnswer, match="wrong bytes"):
-        measured(one, lambda name: head + bytes(1000) + b"x" * 200_000)
+        measured(one, lambda name: HEAD + bytes(1000) + b"x" * 200_000)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % wan_load.LARGE
+
+
+def test_a_silence_is_waited_for_only_where_it_has_to_come(capsys: pytest.CaptureFixture[str]) -> None:
+    """The server gives a million bytes and then no more: silent for less than what is notable, and for longer."""
+    short, long = (
+        measured(wan_load.silence, lambda name: HEAD + bytes(10**6), seconds=0.1, notable=notable)[0]
+        for notable in (0.0, 60.0)
+    )
+    assert short["ended"] == ""
+    assert "nothing came" in str(long["ended"])
+    assert capsys.readouterr().out == "flowing\n" * 2
+
+
+def test_a_clock_that_speaks_first_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> wan_load.Result:
+        server = await asyncio.start_server(wan_clock.answer, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        monkeypatch.setattr(wan_load, "CLOCK_PORT", port)
+        async with server:
+            options = argparse.Namespace(server=(host, 80), proxy=0, count=3, pause=0.01)
+            return await wan_load.late(options)
+
+    times = asyncio.run(run())["times"]
+    assert isinstance(times, list)
+    assert len(times) == 3
+    assert min(times) > 0
 
 
 def test_a_queue_is_counted_in_products_of_the_round_trip() -> None:
@@ -136,7 +167,7 @@ def test_a_queue_is_counted_in_products_of_the_round_trip() -> None:
 
 def round_(silence: float, ended: str = "") -> Result:
     return {
-        "after": silence,
+        "silence": silence,
         "ended": ended,
         "wall": 1.0,
         "proxy_cpu": 0.5,
@@ -211,3 +242,19 @@ def test_a_contender_is_loaded_on_its_line_and_told_what_it_took(wan: Lab, kind:
         [cold] = cold_starts(2 * wire.delay)
         assert cold.value(cold.measure(proxy)) >= 1
         assert proxy.client.sysctl("net.ipv4.tcp_congestion_control") == "reno"
+
+
+@pytest.mark.root
+def test_what_happens_to_the_hosts_of_a_contender(wan: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two addresses in turn, each of which carries what is new; the NAT goes when it was measured."""
+    monkeypatch.setattr(wan_changes, "PAUSES", 1)
+    monkeypatch.setattr(wan_changes, "MEMORY", -4)
+    with Proxy(wan, Wire(), None) as proxy:
+        proxy.start()
+        for address in (MOVED, CLIENT):
+            proxy.move_client()
+            assert proxy.client.ip("-4 -o addr show dev eth0").count(f"inet {address}/") == 1
+            assert proxy.answers()
+        [nat] = forgotten()
+        assert nat.measure(proxy)["times"][0] > 0
+        assert "nat_of_exit" not in proxy.exit.run(["nft", "list", "tables"])
