@@ -29,6 +29,7 @@ FLOORS = {
     "cryprq_proxy/outbound": 93,
     "cryprq_proxy/pairing": 94,
     "cryprq_proxy/process": 94,
+    "cryprq_proxy/recovery": 97,
     "cryprq_proxy/rules": 98,
     "cryprq_proxy/service": 94,
     "cryprq_proxy/session": 98,

@@ -25,6 +25,7 @@ LAYERS = {
     "cryprq_proxy.rules": 1,
     "cryprq_proxy.session": 2,
     "cryprq_proxy.lane": 2,
+    "cryprq_proxy.recovery": 2,
     "cryprq_proxy.base": 3,
     "cryprq_proxy.base.faults": 1,
     "cryprq_proxy.carriers": 4,

@@ -1,0 +1,9 @@
+"""Loss detection and congestion control of datagrams, without any I/O: after RFC 9002, for trains instead of packets.
+
+It knows counters, bytes and times; neither keys nor sessions. A *train* is a run of datagrams with counters in a row
+that leave by one system call. What a train carries is its *cargo*: it belongs to either the flight or its owner.
+
+recovery.py (the sender's half as one object) uses round_trip.py, flight.py (what is in flight), congestion.py (what
+decides how much may be: bbr.py, cubic.py) and pacer.py (when). received.py is the receiver's half: what came, and the
+acknowledgements of it.
+"""
