@@ -62,3 +62,5 @@ class Batch(NamedTuple):
     segment: int
     """Size of each datagram but the last, at least 1."""
     peer: UdpPeer
+    marked: bool = False
+    """Whether a router has marked them for congestion: the kernel joins only datagrams with equal marks."""

@@ -219,7 +219,7 @@ class LaneCarrier:
 
     def receive(self, batch: Batch, source: Outlet, now: float) -> None:
         """Open what one receive brought. Call `after` at the end of the wake-up at the latest."""
-        data, size, segment, _ = batch
+        data, size, segment = batch[:3]
         self._source, self._now = source, now
         self._received += -(-size // segment)
         self._received_bytes += size

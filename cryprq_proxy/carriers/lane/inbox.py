@@ -144,6 +144,7 @@ def _is_rest(batch: Batch, cut: Batch) -> bool:
     """Whether what was received behind `cut` can be of the same super-packet. Only its last datagram may be shorter."""
     return (
         batch.peer == cut.peer
+        and batch.marked == cut.marked
         and batch.data[cut.size] == KIND
         and (batch.segment == cut.segment or batch.size < cut.segment)
         and cut.size + batch.size <= cut.segment * MAX_TRAIN

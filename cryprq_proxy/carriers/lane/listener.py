@@ -180,7 +180,7 @@ class LaneListener:
         A forger of a client's address can bring a datagram into a batch, in front of the client's. The client's must
         still reach their lane, which drops the forged one.
         """
-        data, size, segment, _ = batch
+        data, size, segment = batch[:3]
         if segment >= _LEAST:
             lanes = self._lanes
             for start in range(0, size - 4, segment):

@@ -12,6 +12,10 @@ A datagram may be lost at any time, so nothing waits here: what the socket does 
 error of the network is raised. `send` returns what became of the batch, because the path acts on three of the errors:
 too big, unreachable, and a full queue.
 
+With `ect` a batch leaves as one of a sender that heeds congestion marks (ECT(0) of RFC 3168), and what arrives says
+whether a router has marked it. Only who does heed them may say so: the packets of a network interface have marks of
+their own inside, and nobody would read those outside.
+
 A socket that is bound to a wildcard address keeps the local address at which a batch arrived as a part of `UdpPeer`,
 and answers leave from there: the other side's socket is connected, and drops what comes from another address.
 """
@@ -48,6 +52,10 @@ IPV6_MTU_DISCOVER: Final = 23
 IPV6_MTU: Final = 24
 IPV6_RECVPKTINFO: Final = 49
 IPV6_PKTINFO: Final = 50
+IP_RECVTOS: Final = 13
+IPV6_RECVTCLASS: Final = 66
+IP_TOS: Final = socket.IP_TOS
+IPV6_TCLASS: Final = 67
 
 PASSED_OVER: Final = 32
 """Errors and empty datagrams that one `receive` reads past."""
@@ -71,8 +79,15 @@ _IPV4_INFO: Final = struct.Struct("=i4s4s")
 """struct in_pktinfo: interface, local address, address in the header."""
 _IPV6_INFO: Final = struct.Struct("=16si")
 _NUMBER: Final = struct.Struct("=H")
+_ECT: Final = struct.pack("=i", 2)
+"""ECT(0), as the value of IP_TOS and IPV6_TCLASS."""
+_CE: Final = 3
+"""The mark of a router, in the two lowest bits of either (RFC 3168 section 5)."""
+_MARKS: Final = frozenset({IP_TOS, IPV6_TCLASS})
+_LOWEST: Final = 0 if sys.byteorder == "little" else -1
+"""Index of the lowest byte of a number."""
 _CONTROL_SIZE: Final = 128
-"""More than CMSG_SPACE of the segment size and the larger local address need."""
+"""More than CMSG_SPACE of the segment size, the mark and the larger local address need."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +109,7 @@ class UdpSocket:
         self._peer: UdpPeer | None = None
         self._last = UdpPeer(("", 0))
         self._last_local: bytes | None = None
-        self._control_for: tuple[int, bytes] = (0, b"")
+        self._control_for: tuple[int, bytes, bool] = (0, b"", False)
         self._control: list[tuple[int, int, bytes]] = []
         self.sent = 0
         self.sent_bytes = 0
@@ -138,7 +153,7 @@ class UdpSocket:
         sock = self._sock
         if self.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # The packets inside have DSCP and ECN of their own; the outer ones tell nothing about them.
+        # The packets inside have a DSCP of their own; the outer one tells nothing about it.
         if self.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
         else:
@@ -157,8 +172,10 @@ class UdpSocket:
         sock = self._sock
         if self.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
         if mark:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
@@ -224,57 +241,64 @@ class UdpSocket:
 
     # --- out -------------------------------------------------------------------------------------------------------
 
-    def send(self, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
+    def send(self, data: memoryview, segment: int, to: UdpPeer | None = None, ect: bool = False) -> Sent:
         """Send `data` as datagrams of `segment` bytes each, the last one shorter if it does not come out even.
 
-        One system call for up to 64 datagrams and 65,507 bytes. `to` is left out on a connected socket. Never raises
-        for anything that the network or the kernel does.
+        One system call for up to 64 datagrams and 65,507 bytes. `to` is left out on a connected socket. `ect`: the
+        sender heeds congestion marks. Never raises for anything that the network or the kernel does; `sent` tells how
+        many datagrams of a batch went out that was not taken whole.
         """
         size = len(data)
         if size <= segment or not self._gso:
-            return self._send_plain(data, segment, to)
+            return self._send_plain(data, segment, to, ect)
         most = min(MAX_SEGMENTS, MAX_BATCH // segment) * segment
         if size <= most:
-            return self._send_batch(data, segment, to)
+            return self._send_batch(data, segment, to, ect)
         if not most:
             return Sent.TOO_BIG
         for start in range(0, size, most):
-            outcome = self._send_batch(data[start : start + most], segment, to)
+            outcome = self._send_batch(data[start : start + most], segment, to, ect)
             if outcome is not Sent.OK:
                 self.dropped += -(-max(size - start - most, 0) // segment)
                 return outcome
         return Sent.OK
 
-    def _send_batch(self, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
+    def _send_batch(self, data: memoryview, segment: int, to: UdpPeer | None, ect: bool) -> Sent:
         try:
-            self._push(data, segment, to)
+            self._push(data, segment, to, ect)
         except OSError as error:
-            return self._batch_failed(error, data, segment, to)
+            return self._batch_failed(error, data, segment, to, ect)
         self.sent += -(-len(data) // segment)
         self.sent_bytes += len(data)
         return Sent.OK
 
-    def _push(self, data: memoryview, segment: int, to: UdpPeer | None) -> None:
+    def _push(self, data: memoryview, segment: int, to: UdpPeer | None, ect: bool) -> None:
         """One sendmsg; `segment` 0 for a single datagram. Raises OSError."""
         local = b"" if to is None else to.local
-        if self._control_for != (segment, local):
+        if self._control_for != (segment, local, ect):
             self._control = [(SOL_UDP, UDP_SEGMENT, _NUMBER.pack(segment))] if segment else []
             if local and self.family == socket.AF_INET:
                 self._control.append((socket.IPPROTO_IP, IP_PKTINFO, local))
             elif local:
                 self._control.append((socket.IPPROTO_IPV6, IPV6_PKTINFO, local))
-            self._control_for = (segment, local)
+            if ect and self.family == socket.AF_INET:
+                self._control.append((socket.IPPROTO_IP, IP_TOS, _ECT))
+            elif ect:
+                self._control.append((socket.IPPROTO_IPV6, IPV6_TCLASS, _ECT))
+            self._control_for = (segment, local, ect)
         if to is None:
             self._sock.sendmsg((data,), self._control)
         else:
             self._sock.sendmsg((data,), self._control, 0, to.address)
 
-    def _batch_failed(self, error: OSError, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
+    def _batch_failed(
+        self, error: OSError, data: memoryview, segment: int, to: UdpPeer | None, ect: bool
+    ) -> Sent:
         """Find the cause: an earlier datagram, the size, or the batch as such."""
         if error.errno not in _FULL:
             self.errors += 1
             try:  # an ICMP error is reported once, in place of the next send
-                self._push(data, segment, to)
+                self._push(data, segment, to, ect)
             except OSError as again:
                 error = again
             else:
@@ -284,40 +308,40 @@ class UdpSocket:
         if error.errno in _FULL:
             self.dropped += -(-len(data) // segment)
             return Sent.FULL
-        outcome = self._send_plain(data, segment, to)
+        outcome = self._send_plain(data, segment, to, ect)
         if outcome is Sent.OK and error.errno in _UNSUPPORTED:
             self._gso = False
             self._reason = f"the kernel refused a batch ({error_name(error)})"
             _log.warning("UDP datagrams are sent one by one from now on: %s", self._reason)
         return outcome
 
-    def _send_plain(self, data: memoryview, segment: int, to: UdpPeer | None) -> Sent:
+    def _send_plain(self, data: memoryview, segment: int, to: UdpPeer | None, ect: bool) -> Sent:
         size = len(data)
         if size <= segment:
-            return self._send_one(data, to)
+            return self._send_one(data, to, ect)
         for start in range(0, size, segment):
-            outcome = self._send_one(data[start : start + segment], to)
+            outcome = self._send_one(data[start : start + segment], to, ect)
             if outcome is not Sent.OK:
                 self.dropped += -(-max(size - start - segment, 0) // segment)
                 return outcome
         return Sent.OK
 
-    def _send_one(self, datagram: memoryview, to: UdpPeer | None) -> Sent:
+    def _send_one(self, datagram: memoryview, to: UdpPeer | None, ect: bool) -> Sent:
         try:
-            self._push(datagram, 0, to)
+            self._push(datagram, 0, to, ect)
         except OSError as error:
-            outcome = self._one_failed(error, datagram, to)
+            outcome = self._one_failed(error, datagram, to, ect)
             if outcome is not Sent.OK:
                 return outcome
         self.sent += 1
         self.sent_bytes += len(datagram)
         return Sent.OK
 
-    def _one_failed(self, error: OSError, datagram: memoryview, to: UdpPeer | None) -> Sent:
+    def _one_failed(self, error: OSError, datagram: memoryview, to: UdpPeer | None, ect: bool) -> Sent:
         if error.errno not in _FULL:
             self.errors += 1
             try:  # as above; EMSGSIZE too can be what a router said about an earlier datagram
-                self._push(datagram, 0, to)
+                self._push(datagram, 0, to, ect)
             except OSError as again:
                 error = again
             else:
@@ -345,15 +369,17 @@ class UdpSocket:
                 continue
             if not size:
                 continue
-            segment, local = size, None
+            segment, local, marked = size, None, False
             for _, kind, value in control:
                 if kind == UDP_GRO:
                     segment = int.from_bytes(value, sys.byteorder)
+                elif kind in _MARKS:
+                    marked = value[_LOWEST] & _CE == _CE
                 else:
                     local = value
             self.received += -(-size // segment)
             self.received_bytes += size
-            return Batch(buffer, size, segment, self._peer or self._sender(address, local))
+            return Batch(buffer, size, segment, self._peer or self._sender(address, local), marked)
         return None
 
     def _sender(self, address: SocketAddress, local: bytes | None) -> UdpPeer:

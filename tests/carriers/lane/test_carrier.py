@@ -197,11 +197,13 @@ class Network:
         self.answer: Callable[[UdpSocket, int], Sent | None] = lambda sock, segment: None
         original = UdpSocket.send
 
-        def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
+        def send(
+            sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None, ect: bool = False
+        ) -> Sent:
             answer = self.answer(sock, segment)
             if answer is not None:
                 return answer
-            return Sent.OK if self.lost(sock, segment) else original(sock, data, segment, to)
+            return Sent.OK if self.lost(sock, segment) else original(sock, data, segment, to, ect)
 
         monkeypatch.setattr(UdpSocket, "send", send)
 

@@ -166,6 +166,22 @@ def test_the_rest_of_a_super_packet_comes_from_the_same_peer(stage: Stage) -> No
     assert stage.batches == [(1, FULL, 1437), (2, 3 * 1437, 1437)]
 
 
+def test_the_rest_of_a_super_packet_has_the_same_congestion_mark(stage: Stage) -> None:
+    stage.sock.segment = 1437
+    stage.sock.queue.extend([(KIND, 1, FULL), (KIND, 2, 3 * 1437)])
+    received = stage.sock.receive
+
+    def receive(buffer: memoryview, at: int = 0) -> Batch | None:
+        batch = received(buffer, at)
+        return batch and batch._replace(marked=batch.size < FULL)
+
+    stage.sock.receive = receive  # type: ignore[method-assign]
+    stage.readable()
+    while stage.loop.soon:
+        stage.again()
+    assert stage.batches == [(1, FULL, 1437), (2, 3 * 1437, 1437)]
+
+
 def test_a_readable_socket_and_the_next_turn_do_not_double_the_work(stage: Stage) -> None:
     stage.sock.queue.extend((KIND, number, TURN_COST) for number in range(4))
     stage.readable()

@@ -31,6 +31,10 @@ PLAIN: Final = UdpOffload(False, False, "off")
 BOTH: Final = UdpOffload(True, True)
 OFFLOADS: Final = [PLAIN, BOTH, UdpOffload(True, False), UdpOffload(False, True)]
 HOSTS: Final = ["127.0.0.1", "::1"]
+MARK_OPTIONS: Final = {
+    "127.0.0.1": (socket.IPPROTO_IP, socket.IP_TOS),
+    "::1": (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+}
 
 type Open = Callable[..., UdpSocket]
 type SendMsg = Callable[..., int]
@@ -158,6 +162,56 @@ def test_empty_datagrams_are_passed_over(opened: Open) -> None:
     for data in (b"", b"a", b"", b"b"):
         left.send(memoryview(data), 10)
     assert datagrams(right) == [b"a", b"b"]
+
+
+# --- congestion marks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("offload", [PLAIN, BOTH])
+def test_batch_of_a_sender_that_heeds_marks_says_so(opened: Open, host: str, offload: UdpOffload) -> None:
+    """And no other: each send says it for itself."""
+    left, right = pair(opened, host, offload)
+    level, kind = MARK_OPTIONS[host]
+    with socket.socket(fileno=os.dup(right.fileno())) as raw:
+        for ect in (False, True, True, False):
+            assert left.send(memoryview(bytes(2_000)), 1_000, ect=ect) is Sent.OK
+            while True:
+                try:
+                    control = raw.recvmsg(RECEIVE_SIZE, 128)[1]
+                except BlockingIOError:
+                    break
+                [mark] = [value for *option, value in control if option == [level, kind]]
+                assert int.from_bytes(mark, sys.byteorder) == (2 if ect else 0)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("offload", [PLAIN, BOTH])
+def test_batches_that_a_router_has_marked_are_told_apart(
+    opened: Open, host: str, offload: UdpOffload
+) -> None:
+    left, right = pair(opened, host, offload)
+    with socket.socket(fileno=os.dup(left.fileno())) as raw:
+        for mark in (0, 1, 2, 3, 0xB8 | 3, 0xB8, 0):  # the upper bits are a DSCP
+            raw.setsockopt(*MARK_OPTIONS[host], mark)
+            left.send(memoryview(b"x"), 1)
+    seen = []
+    while (batch := right.receive(ROOM)) is not None:
+        seen.append(batch.marked)
+    assert seen == [False, False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "::"])
+def test_mark_and_local_address_leave_together(opened: Open, wildcard: str) -> None:
+    """As the exit's batches do."""
+    server = opened(wildcard)
+    client = opened({"0.0.0.0": "127.0.0.1", "::": "::1"}[wildcard])
+    client.connect(({"0.0.0.0": "127.0.0.7", "::": "::1"}[wildcard], server.address[1]))
+    client.send(memoryview(bytes(2_000)), 1_000, ect=True)
+    first = server.receive(ROOM)
+    assert first is not None and not first.marked
+    assert server.send(memoryview(b"!" * 10), 4, first.peer, True) is Sent.OK
+    assert datagrams(client) == [b"!!!!", b"!!!!", b"!!"]
 
 
 # --- addresses ----------------------------------------------------------------------------------------------
