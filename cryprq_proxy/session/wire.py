@@ -116,6 +116,15 @@ class StreamProtocol(IntEnum):
     RESOLVER = 3
 
 
+class LaneUse(IntEnum):
+    """What streams may use, as the client is set: what is better, TCP, or the lane while it is up. The exit, whose
+    setting it is not, says AUTO."""
+
+    AUTO = 0
+    TCP = 1
+    UDP = 2
+
+
 # Plain integers for the data path: each use of an IntEnum member costs a look-up in the dictionary of its class.
 OPEN, OPENED, REFUSED, DATA, RESET, WINDOW, STREAMS, REKEY, REKEY_ANSWER, REKEY_PLEASE = range(0x01, 0x0B)
 LANE, NETWORK, TAKEN, GOAWAY, PREFER, ABANDON, FIN = range(0x0B, 0x12)
