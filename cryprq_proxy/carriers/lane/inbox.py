@@ -8,6 +8,11 @@ of the loop opens so little that other callbacks do not wait long.
 A super-packet that needs two sends comes in two receives. The second is put behind the first in one buffer, so that the
 packet is opened in one piece, and not in two that must be copied together (lane/joining.py).
 
+Many network cards and wireless links do not join datagrams (UDP_GRO): each would wake this process. Where much comes
+like that, the socket is left alone for a millisecond at a time, and then what it has is put behind each other, as the
+kernel would have joined it. That halves what a datagram costs; the kernel's buffer holds a millisecond of 2 Gbit/s even
+where it may not be made larger.
+
 A fault of this program while a batch is handled drops that batch. The first one is logged with its traceback.
 """
 
@@ -16,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from ...base.buffers import SHARED
@@ -34,6 +40,17 @@ TURN_COST: Final = 180_224
 """Bytes opened in one turn, so counted, about: 94 datagrams of 1,400 bytes, or 330 small ones."""
 EXPRESS_COST: Final = TURN_COST // 2
 """Of what is marked as able to overtake; more of it waits with the rest."""
+POLL_SECONDS: Final = 0.001
+BUSY_WAKES: Final = 8
+BUSY_BYTES: Final = 16_384
+"""In datagrams that the kernel has not joined, with so many wake-ups, in about two POLL_SECONDS: so much that waking
+for each is a waste."""
+QUIET_POLLS: Final = 16
+QUIET_BYTES: Final = 49_152
+"""So many reads that bring less than this together end that: it is three datagrams each."""
+CALM_SECONDS: Final = 0.5
+"""After that, so long at least each datagram is read at once: large questions and answers in turn look busy, and a
+millisecond is much for them."""
 
 
 class Inbox:
@@ -57,13 +74,27 @@ class Inbox:
         self._buffers = SHARED.pool("arriving datagrams", 2 * RECEIVE_SIZE, BUFFERS)
         self._again = False
         self._closed = False
+        self._read_bytes = 0
+        """In this turn."""
+        self._joined = False
+        """Whether the kernel has joined some of them."""
+        self._busy_since = self._calm_until = -inf
+        self._busy_bytes = 0
+        self._busy_reads = 0
+        """Since `_busy_bytes` was 0."""
+        self._polling = False
+        self._poll: asyncio.TimerHandle | None = None
         self._faults = Faults("drops datagrams of the lane")
         loop.add_reader(sock.fileno(), self._readable)
 
     def close(self) -> None:
         """Stop reading and drop what waits. The caller closes the socket."""
         self._closed = True
-        self._loop.remove_reader(self._sock.fileno())
+        if self._poll is not None:
+            self._poll.cancel()
+        if not self._polling:
+            self._loop.remove_reader(self._sock.fileno())
+        self._polling = False
         for buffer in self._spare + [batch.data for batch in self._waiting]:
             self._buffers.give(buffer)
         self._spare.clear()
@@ -72,8 +103,11 @@ class Inbox:
     def _readable(self) -> None:
         if not self._again:  # else the turn of this moment has been, or comes
             self._turn()
+            if not self._polling and not self._closed:
+                self._look_for_load()
 
     def _turn(self) -> None:
+        self._read_bytes = 0
         taken = 0 if self._closed else self._read()
         if self._closed:
             return
@@ -93,6 +127,48 @@ class Inbox:
     def _next_turn(self) -> None:
         self._again = False
         self._turn()
+        if self._polling and not self._again:
+            self._poll_on()
+
+    # --- one by one ------------------------------------------------------------------------------------------------
+
+    def _look_for_load(self) -> None:
+        """A wake-up is over: if datagrams come in great number and one by one, begin to poll."""
+        now = self._loop.time()
+        if self._joined or now - self._busy_since > 2 * POLL_SECONDS:
+            self._busy_since, self._busy_bytes, self._busy_reads = now, 0, 0
+        self._busy_bytes += self._read_bytes
+        self._busy_reads += 1
+        if self._busy_reads >= BUSY_WAKES and self._busy_bytes >= BUSY_BYTES and now >= self._calm_until:
+            self._loop.remove_reader(self._sock.fileno())
+            self._polling = True
+            self._busy_reads = self._busy_bytes = 0
+            if not self._again:
+                self._poll = self._loop.call_later(POLL_SECONDS, self._on_poll)
+
+    def _on_poll(self) -> None:
+        self._poll = None
+        if not self._again:
+            self._turn()
+            if self._polling and not self._again:
+                self._poll_on()
+
+    def _poll_on(self) -> None:
+        """A read has been: poll again, sooner if there was much, or no more."""
+        self._busy_reads += 1
+        self._busy_bytes += self._read_bytes
+        if self._joined or self._busy_reads == QUIET_POLLS:
+            if self._joined or self._busy_bytes < QUIET_BYTES:
+                self._polling = False
+                self._calm_until = self._loop.time() + CALM_SECONDS
+                self._loop.add_reader(self._sock.fileno(), self._readable)
+                return
+            self._busy_reads = self._busy_bytes = 0
+        if self._read_bytes >= RECEIVE_SIZE:
+            self._again = True
+            self._loop.call_soon(self._next_turn)
+        else:
+            self._poll = self._loop.call_later(POLL_SECONDS, self._on_poll)
 
     def _take(self, batch: Batch) -> None:
         try:
@@ -103,11 +179,16 @@ class Inbox:
     def _read(self) -> int:
         """Empty the socket as far as there are buffers. Returns the cost of what was opened at once."""
         sock, waiting, spare = self._sock, self._waiting, self._spare
-        taken = 0
+        lone, taken = self._polling, 0
+        self._joined = False
         for _ in range(4 * BUFFERS):
             if len(waiting) >= BUFFERS:
                 break
-            cut = waiting[-1] if waiting and _is_cut(waiting[-1]) else None
+            cut = (
+                waiting[-1]
+                if waiting and (_is_cut(waiting[-1]) or (lone and _has_room(waiting[-1])))
+                else None
+            )
             if cut is None:
                 buffer, at = spare.pop() if spare else self._buffers.take(), 0
             else:
@@ -117,6 +198,9 @@ class Inbox:
                 if cut is None:
                     spare.append(buffer)
                 break
+            self._read_bytes += batch.size
+            if batch.size > batch.segment:
+                self._joined = True
             if cut is not None:
                 if _is_rest(batch, cut):
                     waiting[-1] = cut._replace(size=at + batch.size)
@@ -138,6 +222,12 @@ class Inbox:
 def _is_cut(batch: Batch) -> bool:
     """Whether it is as much as one send can be, so that the rest of a super-packet may follow."""
     return batch.size == batch.segment * min(MAX_SEGMENTS, MAX_SEND // batch.segment)
+
+
+def _has_room(batch: Batch) -> bool:
+    """Whether another one of its size may be put behind it."""
+    size = batch.size
+    return not size % batch.segment and size + batch.segment <= min(RECEIVE_SIZE, batch.segment * MAX_TRAIN)
 
 
 def _is_rest(batch: Batch, cut: Batch) -> bool:

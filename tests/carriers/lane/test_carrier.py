@@ -73,6 +73,8 @@ class Loop:
     def clock(self) -> float:
         return self.now
 
+    time = clock
+
     def add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> None:
         assert fd not in self.readers
         self.readers[fd] = lambda: callback(*args)

@@ -11,16 +11,45 @@ import pytest
 from cryprq_proxy.base.buffers import SharedBuffers
 from cryprq_proxy.carriers.lane import inbox as module
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Batch, UdpPeer
-from cryprq_proxy.carriers.lane.inbox import BUFFERS, DATAGRAM_COST, EXPRESS_COST, TURN_COST, Inbox
+from cryprq_proxy.carriers.lane.inbox import (
+    BUFFERS,
+    BUSY_BYTES,
+    CALM_SECONDS,
+    DATAGRAM_COST,
+    EXPRESS_COST,
+    POLL_SECONDS,
+    QUIET_POLLS,
+    TURN_COST,
+    Inbox,
+)
 from cryprq_proxy.lane.layout import EXPRESS_KIND, KIND
 
 PEER = UdpPeer(("192.0.2.1", 1))
 
 
+class Timer:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Loop:
     def __init__(self) -> None:
+        self.now = 0.0
         self.readers: dict[int, Callable[[], None]] = {}
         self.soon: deque[Callable[[], None]] = deque()
+        self.later: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer:
+        assert delay == POLL_SECONDS
+        self.later.append(Timer(callback))
+        return self.later[-1]
 
     def add_reader(self, fd: int, callback: Callable[[], None], /) -> None:
         self.readers[fd] = callback
@@ -73,6 +102,27 @@ class Stage:
 
     def again(self) -> None:
         self.loop.soon.popleft()()
+
+    def poll(self) -> None:
+        """A millisecond later."""
+        self.loop.now += POLL_SECONDS
+        [timer] = self.loop.later
+        self.loop.later.clear()
+        assert not timer.cancelled
+        timer.callback()
+
+    def trickle(self, number: int, size: int = 1437, seconds: float = 0.0001) -> None:
+        """Datagrams that come one by one, while the socket is watched."""
+        for _ in range(number):
+            self.loop.now += seconds
+            self.sock.queue.append((KIND, 1, size))
+            self.readable()
+
+    @property
+    def polling(self) -> bool:
+        watched, timed = bool(self.loop.readers), bool(self.loop.later or self.loop.soon)
+        assert watched != timed or (watched and not self.loop.later), "one or the other"
+        return not watched
 
 
 @pytest.fixture
@@ -225,6 +275,144 @@ def test_what_is_too_much_to_overtake_keeps_its_order(stage: Stage) -> None:
     while stage.loop.soon:
         stage.again()
     assert stage.seen == [1, 2, 0, 3, 4, 5]
+
+
+# --- one by one -----------------------------------------------------------------------------------------------
+
+
+FEW = BUSY_BYTES // 1437
+"""Datagrams that are not many yet."""
+
+
+def test_many_that_come_one_by_one_are_read_each_millisecond(stage: Stage) -> None:
+    stage.trickle(FEW)
+    assert not stage.polling
+    stage.trickle(1)
+    assert stage.polling
+    stage.sock.queue.extend((KIND, number, 1437) for number in range(40))
+    stage.batches.clear()
+    stage.poll()
+    assert stage.polling
+    assert stage.batches == [(0, 40 * 1437, 1437)], "put behind each other"
+    assert stage.turns[-1] is False
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(100, 0.0001), (1437, 0.0005)])
+def test_small_or_slow_ones_are_read_at_once(stage: Stage, size: int, seconds: float) -> None:
+    stage.trickle(100, size, seconds)
+    assert not stage.polling and len(stage.seen) == 100
+
+
+def test_those_that_the_kernel_joins_are_read_at_once(stage: Stage) -> None:
+    stage.sock.segment = 1437
+    stage.trickle(100, 4 * 1437)
+    assert not stage.polling
+
+
+def test_polling_ends_when_little_comes_and_does_not_begin_at_once(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    for _ in range(3 * QUIET_POLLS):
+        stage.sock.queue.extend((KIND, 1, 1437) for _ in range(4))
+        assert stage.polling
+        stage.poll()
+    for _ in range(QUIET_POLLS):
+        assert stage.polling
+        stage.poll()
+    assert not stage.polling
+    stage.trickle(5 * FEW)
+    assert not stage.polling
+    stage.loop.now += CALM_SECONDS
+    stage.trickle(FEW + 1)
+    assert stage.polling
+
+
+def test_a_pause_of_the_sender_does_not_end_polling(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    for turn in range(4 * QUIET_POLLS):
+        if turn % 2:
+            stage.sock.queue.extend((KIND, 1, 1437) for _ in range(20))
+        stage.poll()
+        assert stage.polling
+
+
+def test_polling_ends_where_the_kernel_begins_to_join(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    stage.sock.segment = 1437
+    stage.sock.queue.append((KIND, 7, 9 * 1437))
+    stage.poll()
+    assert not stage.polling
+    assert stage.batches[-1] == (7, 9 * 1437, 1437)
+
+
+def test_more_than_a_turn_takes_is_polled_for_at_once(stage: Stage) -> None:
+    """A socket's buffer that may not be made larger holds a millisecond of 2 Gbit/s."""
+    stage.trickle(FEW + 1)
+    stage.sock.queue.extend((KIND, 1, 1437) for _ in range(300))
+    stage.poll()
+    while stage.loop.soon:
+        assert stage.polling
+        stage.again()
+    assert stage.polling and not stage.sock.queue
+    assert len(stage.loop.later) == 1
+    assert sum(size for _, size, _ in stage.batches) == (300 + FEW + 1) * 1437
+
+
+def test_much_at_once_is_no_reason_to_poll(stage: Stage) -> None:
+    stage.sock.queue.extend((KIND, 1, 1437) for _ in range(300))
+    stage.readable()
+    while stage.loop.soon:
+        stage.again()
+    assert not stage.polling
+
+
+def test_load_that_fills_a_turn_begins_one_kind_of_reading(stage: Stage) -> None:
+    stage.trickle(FEW)
+    stage.sock.queue.extend((KIND, 1, TURN_COST) for _ in range(4))
+    stage.readable()
+    while stage.loop.soon:
+        assert stage.polling
+        stage.again()
+    assert stage.polling and len(stage.loop.later) == 1
+
+
+def test_what_is_urgent_overtakes_in_a_poll_too(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    stage.sock.queue.extend([(KIND, 1, 1437), (KIND, 2, 1437), (EXPRESS_KIND, 9, 100), (KIND, 3, 1437)])
+    stage.seen.clear()
+    stage.batches.clear()
+    stage.poll()
+    assert stage.batches == [(9, 100, 100), (1, 3 * 1437, 1437)]
+
+
+def test_a_peer_s_datagrams_are_not_put_behind_another_s(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    received = stage.sock.receive
+    peers = [PEER, UdpPeer(("192.0.2.2", 1))]
+
+    def receive(buffer: memoryview, at: int = 0) -> Batch | None:
+        stage.sock.peer = peers[len(stage.sock.queue) % 2]
+        return received(buffer, at)
+
+    stage.sock.receive = receive  # type: ignore[method-assign]
+    stage.sock.queue.extend((KIND, number, 1437) for number in range(4))
+    stage.batches.clear()
+    stage.poll()
+    assert stage.batches == [(number, 1437, 1437) for number in range(4)]
+
+
+def test_a_close_ends_the_polling(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    stage.inbox.close()
+    [timer] = stage.loop.later
+    assert timer.cancelled and not stage.loop.readers
+
+
+def test_a_close_in_a_poll_ends_it(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    stage.sock.queue.append((KIND, 1, 1437))
+    stage.on_batch = stage.inbox.close
+    stage.poll()
+    assert not stage.loop.later and not stage.loop.soon and not stage.loop.readers
 
 
 @pytest.mark.parametrize("kind", [KIND, EXPRESS_KIND])
