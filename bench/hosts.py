@@ -21,6 +21,7 @@ from commandline import ROOT, BenchError
 from line import LIMIT
 
 sys.path.insert(0, str(ROOT))
+from tests.support.lab.delay_line import DelayLine
 from tests.support.lab.net import Lab, LabError, Namespace, until
 
 CLIENT = "45.83.20.2"
@@ -32,6 +33,8 @@ EXIT6 = "2a01:e0a:20::1"
 EXIT_OUTER6 = "2606:2800:20::1"
 SERVER6 = "2606:2800:20::10"
 CONGESTION_CONTROL = "net.ipv4.tcp_congestion_control"
+NUMBERS = ("delay", "loss", "seed", "rate", "limit", "reorder", "later")
+"""Options of the delay line that a Wire has."""
 TICKS = os.sysconf("SC_CLK_TCK")
 IPERF_PORT = 5201
 """Where iperf3 listens on the server."""
@@ -66,6 +69,13 @@ class Wire:
     def offload(self) -> bool:
         """Whether the kernel's super-packets cross whole."""
         return not (self.loss or self.reorder or self.segments)
+
+    @property
+    def options(self) -> list[str]:
+        """Of the delay line."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        options = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
+        return [*options, *(["--offload"] if self.offload else [])]
 
 
 def new_lab() -> Lab:
@@ -104,7 +114,7 @@ class Contender:
         self.control = control
         self.programs: list[subprocess.Popen[str]] = []
         """What cpu() counts."""
-        self.line: subprocess.Popen[str] | None = None
+        self.line: DelayLine | None = None
 
     def start(self) -> None:
         """Makes the hosts and starts everything; returns when the server answers. Raises BenchError."""
@@ -141,13 +151,12 @@ class Contender:
         """Makes the hosts. Raises LabError and BenchError."""
         lab = self.lab
         self.client, self.exit, self.server = (lab.namespace(label) for label in ("client", "exit", "server"))
+        ends = (self.client, "eth0", self.exit, "eth0")
         if self.wire.is_line:
-            self._delay_line()
+            self.line = DelayLine(lab, *ends, *self.wire.options)
         else:
-            lab.veth(self.client, "eth0", self.exit, "eth0")
+            lab.veth(*ends)
         lab.veth(self.exit, "eth1", self.server, "eth0")
-        for host, device in ((self.client, "eth0"), (self.exit, "eth0")):
-            host.ip(f"link set {device} up")
         lab.address(self.client, "eth0", f"{CLIENT}/24", f"{CLIENT6}/64")
         lab.address(self.exit, "eth0", f"{EXIT}/24", f"{EXIT6}/64")
         lab.address(self.exit, "eth1", f"{EXIT_OUTER}/24", f"{EXIT_OUTER6}/64")
@@ -180,29 +189,14 @@ class Contender:
         for route in host.ip("-4 route").splitlines():
             host.ip(f"route replace {route} congctl {control}")
 
-    def _delay_line(self) -> None:
-        ends = [f"{host.name}:eth0" for host in (self.client, self.exit)]
-        script = str(Path(__file__).with_name("delayline.py"))
-        wire = self.wire
-        options = ["--delay", str(wire.delay), "--loss", str(wire.loss), "--seed", str(wire.seed)]
-        options += ["--rate", str(wire.rate), "--limit", str(wire.limit)]
-        options += ["--reorder", str(wire.reorder), "--later", str(wire.later)]
-        if wire.offload:
-            options.append("--offload")
-        # Inside the server's host only to end with it; it finds the others by name.
-        command, log = [sys.executable, script, *ends, *options], self.server.directory / "line.log"
-        with log.open("w") as file:
-            self.line = self.server.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file)
-        assert self.line.stdout is not None
-        if self.line.stdout.readline() != "ready\n":
-            raise BenchError(f"The delay line did not start: {log.read_text()[-1000:].strip()}")
-
     def tell_line(self, command: str) -> None:
         """A command for the delay line (line.py, Line.obey), from now on. Raises BenchError where there is none."""
-        if self.line is None or self.line.stdin is None or self.line.poll() is not None:
+        if self.line is None:
             raise BenchError(f"No delay line runs that could be told {command!r}.")
-        self.line.stdin.write(command + "\n")
-        self.line.stdin.flush()
+        try:
+            self.line.tell(command)
+        except LabError as error:
+            raise BenchError(f"{self.name}: {error}.") from error
 
     def cpu(self) -> float:
         """Seconds of user and system time of `programs` so far."""
@@ -210,7 +204,7 @@ class Contender:
 
     def line_cpu(self) -> float:
         """The same of the delay line; 0 for a veth."""
-        return cpu_of(self.line) if self.line is not None else 0.0
+        return cpu_of(self.line.process) if self.line is not None else 0.0
 
     def stop(self) -> None:
         """Nothing that the hosts' end does not end as well."""

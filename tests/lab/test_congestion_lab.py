@@ -6,37 +6,18 @@ client 192.0.2.2 ==== veth, or bench/delayline.py with 5 ms ==== 192.0.2.1 exit
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cryprq_proxy.carriers.congestion import choose
 from tests.support.kernel_files import sysctls
+from tests.support.lab.delay_line import DelayLine
 from tests.support.lab.net import LONG, Lab, Namespace
-from tests.support.logged import ROOT
 
 ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 DELAY = 0.005
 HERE, THERE = "192.0.2.2", "192.0.2.1"
-
-
-def long_cable(client: Namespace, exit: Namespace) -> None:
-    line = client.popen(
-        [
-            sys.executable,
-            str(ROOT / "bench/delayline.py"),
-            f"{client.name}:eth0",
-            f"{exit.name}:eth0",
-            "--delay",
-            str(DELAY),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert line.stdout is not None
-    assert line.stdout.readline() == "ready\n"
 
 
 def connected(client: Namespace, exit: Namespace) -> tuple[socket.socket, socket.socket]:
@@ -56,12 +37,11 @@ def test_both_ends_of_a_long_path_send_with_bbr(lab: Lab, path: str) -> None:
     for host in (client, exit):
         host.sysctl("net.ipv4.tcp_congestion_control", "reno")
     if path.startswith("long"):
-        long_cable(client, exit)
+        DelayLine(lab, client, "eth0", exit, "eth0", "--delay", str(DELAY))
     else:
         lab.veth(client, "eth0", exit, "eth0")
     for host, address in ((client, HERE), (exit, THERE)):
         lab.address(host, "eth0", f"{address}/24")
-        host.ip("link set eth0 up")
         if path.endswith("locked it"):
             host.ip("route replace 192.0.2.0/24 dev eth0 congctl lock reno")
     dialled, accepted = connected(client, exit)

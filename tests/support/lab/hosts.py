@@ -16,9 +16,11 @@ The client's interface is eth0, its gateway fe80::1 for IPv6. exit and server ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tests.support.lab.delay_line import DelayLine
 from tests.support.lab.net import Lab, Namespace, Resolver
 
 CLIENT4: Final = "192.168.77.2"
@@ -65,6 +67,8 @@ class ThreeHosts:
     router: Namespace
     exit: Namespace
     server: Namespace
+    line: DelayLine | None
+    """Between router and exit, if it is no plain cable."""
 
     def plug(self, host: Namespace, *addresses: str, device: str = "eth0") -> None:
         """One more host on the home's LAN, with routes to the world if it has no default yet."""
@@ -95,22 +99,23 @@ class ThreeHosts:
         self.client.ip(f"-6 route replace default via {ROUTER_LAN6} dev eth0")
 
 
-def three_hosts(lab: Lab, resolver: Resolver = "own") -> ThreeHosts:
-    """Makes the topology; `resolver` is the client's kind of /etc/resolv.conf."""
-    hosts = ThreeHosts(
-        lab,
-        client=lab.namespace("client", resolver),
-        router=lab.namespace("router"),
-        exit=lab.namespace("exit"),
-        server=lab.namespace("server"),
+def three_hosts(lab: Lab, resolver: Resolver = "own", line: Sequence[str] = ()) -> ThreeHosts:
+    """Makes the topology; `resolver` is the client's kind of /etc/resolv.conf, `line` has the options of a delay line
+    between router and exit."""
+    client, router, exit, server = (
+        lab.namespace("client", resolver),
+        *map(lab.namespace, ("router", "exit", "server")),
     )
-    router = hosts.router
+    ends = (router, "to-exit", exit, "eth0")
+    delayed = DelayLine(lab, *ends, *line) if line else None
+    if delayed is None:
+        lab.veth(*ends)
+    hosts = ThreeHosts(lab, client=client, router=router, exit=exit, server=server, line=delayed)
     router.ip("link add name lan type bridge")
     router.ip("link set lan up")
     lab.address(router, "lan", f"{ROUTER_LAN4}/24", f"{ROUTER_LAN6}/64", "2a01:e0a:77::1/64")
     lab.forward(router)
     router.nft(_HOME)
-    lab.veth(router, "to-exit", hosts.exit, "eth0")
     lab.veth(router, "to-server", hosts.server, "eth0")
     lab.address(router, "to-exit", f"{ROUTER_EXIT4}/24", "2a01:4f8:10::1/64")
     lab.address(router, "to-server", f"{ROUTER_SERVER4}/24", "2606:2800:20::1/64")

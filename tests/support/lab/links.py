@@ -1,6 +1,6 @@
 """The program inside the hosts of the lab: `cryprq-proxy exit`, `cryprq-proxy --tun`, and its short commands.
 
-Both roles run this working tree with this interpreter, with identities made by `keygen`, and with all their files in
+Both roles run this working tree with this interpreter, and with all their files in
 one directory, which is HOME too. The exit is told to serve system-wide clients, the client gets a state directory of
 its own, so that nothing outside the directory and the host is touched. What the roles log is read line by line as it
 comes (`says`), and `Links.close` tells what was wrong: an exit code, a traceback, an error line.
@@ -8,17 +8,20 @@ comes (`says`), and `Links.close` tells what was wrong: an exit code, a tracebac
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cryprq_proxy.crypto.identity import Identity
+from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.process.control import query
 from tests.support.background import PATIENCE
 from tests.support.config_files import Settings, merge, toml
 from tests.support.lab.hosts import EXIT4
-from tests.support.lab.net import LIMIT, Namespace
+from tests.support.lab.net import LIMIT, Namespace, until
 from tests.support.logged import UNWANTED, LoggedProcess, environment_in
 
 PORT: Final = 4433
@@ -57,20 +60,13 @@ class Links:
         return query(self.directory / f"{name}.sock", timeout=LIMIT)
 
     def identity(self, name: str) -> tuple[Path, str]:
-        """The file of an identity, made by `keygen` when first asked for, and its peer id."""
+        """The file of an identity, made when first asked for, and its peer id."""
         file = self.directory / f"{name}.key"
         if name not in self._ids:
-            done = subprocess.run(
-                self.command("keygen", str(file)),
-                env=self.environment,
-                cwd=self.directory,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
-            assert not done.returncode, done.stderr
-            self._ids[name] = done.stdout.strip()
+            identity = Identity.generate(select_provider())
+            file.touch(0o600)
+            file.write_bytes(identity.line())
+            self._ids[name] = str(identity.peer_id)
         return file, self._ids[name]
 
     def config(self, name: str, settings: Settings) -> Path:
@@ -129,6 +125,21 @@ class Links:
             defaults = merge(defaults, {"tun": {"state_dir": str(self.state_dir)}})
         flags = [*(["--tun"] if tun else []), *options]
         return self._start(name, host, flags, merge(defaults, settings or {}), ready)
+
+    def crowd(
+        self, host: Namespace, clients: Mapping[str, Settings], address: str = f"{EXIT4}:{PORT}"
+    ) -> Role:
+        """Starts clients without `--tun` in one process; returns when all of them are ready."""
+        peer = f"cryprq://{self.identity('exit')[1]}@{address}"
+        files = [
+            str(self.config(name, {"peer": peer, "admin": "off", **settings}))
+            for name, settings in clients.items()
+        ]
+        command = [sys.executable, "-m", "tests.support.many_clients", *files]
+        role = Role("clients", host, command, self.environment)
+        self.roles.append(role)
+        until(lambda: len(re.findall(READY, role.log)) == len(files), "all clients are ready", PATIENCE)
+        return role
 
     def _start(
         self, name: str, host: Namespace, arguments: list[str], settings: Settings, ready: str = READY

@@ -414,10 +414,13 @@ class Lab:
     def veth(self, one: Namespace, device: str, other: Namespace, far: str, mtu: int = 1500) -> None:
         """A cable between two hosts, up at both ends. It never exists outside of them."""
         one.ip(f"link add name {device} mtu {mtu} type veth peer name {far} mtu {mtu} netns {other.name}")
-        one.ip(f"link set {device} up")
-        other.ip(f"link set {far} up")
+        self.link_up((one, device), (other, far))
+
+    def link_up(self, *ends: tuple[Namespace, str]) -> None:
+        """Sets both ends of a cable up, and returns when they are."""
+        for host, device in ends:
+            host.ip(f"link set {device} up")
         # The kernel tells each end of the other at a time of its own, and later gives it its link-local address.
-        ends = ((one, device), (other, far))
         until(lambda: all("local fe80" in _local_routes(host, end) for host, end in ends), "a cable")
 
     def address(self, host: Namespace, device: str, *addresses: str) -> None:

@@ -6,6 +6,7 @@ below.
 
     GET /address        the address the request came from, as text
     GET /bytes/N        N bytes, of which each 64 KiB are the same: BLOCK
+    GET /page/N         a page that fetches N objects of OBJECT bytes, and then says "loaded N of N"
     POST /bytes         the SHA-256 of the body in hex
     UDP 7, TCP 7        echo
     UDP 53, TCP 53      DNS: see `Dns`
@@ -40,6 +41,16 @@ DNS_PORT = 53
 ECHO_PORT = 7
 IPERF_PORT = 5201
 BLOCK = random.Random(7).randbytes(65536)
+OBJECT = 20_000
+PAGE = """<!doctype html><title>page</title><p id=result>waiting</p><script>
+let loaded = 0;
+for (let number = 0; number < COUNT; number++)
+  fetch("/bytes/SIZE?" + number).then(answer => answer.arrayBuffer()).then(body => {
+    if (body.byteLength === SIZE) loaded++;
+    if (loaded === COUNT) document.getElementById("result").textContent = "loaded " + loaded + " of COUNT";
+  });
+</script>
+""".replace("SIZE", str(OBJECT))
 TTL = 60
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 RECEIVE_BUFFER = 4 << 20
@@ -142,12 +153,15 @@ class _Http(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.far.note("http", self.client_address, self.path)
-        if self.path == "/address":
-            self._send(_text(self.client_address[0]).encode())
-        elif self.path.startswith("/bytes/") and self.path[7:].isdecimal():
-            self._send_blocks(int(self.path[7:]))
-        else:
-            self.send_error(404)
+        match self.path.partition("?")[0].split("/"):
+            case ["", "address"]:
+                self._send(_text(self.client_address[0]).encode())
+            case ["", "bytes", size] if size.isdecimal():
+                self._send_blocks(int(size))
+            case ["", "page", count] if count.isdecimal():
+                self._send(PAGE.replace("COUNT", count).encode(), "text/html")
+            case _:
+                self.send_error(404)
 
     def do_POST(self) -> None:
         self.server.far.note("http", self.client_address, self.path)
@@ -157,14 +171,14 @@ class _Http(http.server.BaseHTTPRequestHandler):
             left -= len(data)
         self._send(digest.hexdigest().encode())
 
-    def _head(self, size: int) -> None:
+    def _head(self, size: int, kind: str = "application/octet-stream") -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(size))
         self.end_headers()
 
-    def _send(self, body: bytes) -> None:
-        self._head(len(body))
+    def _send(self, body: bytes, kind: str = "application/octet-stream") -> None:
+        self._head(len(body), kind)
         self.wfile.write(body)
 
     def _send_blocks(self, size: int) -> None:
@@ -216,6 +230,16 @@ class _DnsTcp(socketserver.StreamRequestHandler):
             self.server.far.note("dns-tcp", self.client_address, what)
             if answer is not None:
                 self.wfile.write(struct.pack(">H", len(answer)) + answer)
+
+
+def digest(size: int) -> str:
+    """SHA-256 in hex of what /bytes/SIZE gives."""
+    whole, rest = divmod(size, len(BLOCK))
+    state = hashlib.sha256()
+    for _ in range(whole):
+        state.update(BLOCK)
+    state.update(BLOCK[:rest])
+    return state.hexdigest()
 
 
 def _text(address: str) -> str:

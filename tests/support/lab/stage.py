@@ -57,10 +57,12 @@ class Stage:
         ipv6: bool = True,
         exit_settings: Settings | None = None,
         exit_flags: tuple[str, ...] = (),
+        line: tuple[str, ...] = (),
     ) -> None:
+        """`line` has the options of a delay line between router and exit."""
         self.lab = Lab()
         try:
-            self.hosts = three_hosts(self.lab, resolver)
+            self.hosts = three_hosts(self.lab, resolver, line)
             self.client = self.hosts.client
             for address in (f"{OTHER4}/24", f"{OTHER6}/64 nodad"):
                 # Not preferred: what the server sends without having been asked comes from the first address.
