@@ -64,6 +64,8 @@ from cryprq_proxy.service import exit as exit_service
 from cryprq_proxy.session import (
     control_rates,
     epochs,
+    frames_ahead,
+    lane_inbox,
     number_set,
     path,
     reassembly,
@@ -71,11 +73,13 @@ from cryprq_proxy.session import (
     session,
     session_credit,
     stream_numbers,
+    stream_table,
     turns,
     verdict,
     windows,
     wire,
 )
+from cryprq_proxy.session import lane_path as session_lane
 from cryprq_proxy.web import connections, events, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
@@ -220,6 +224,13 @@ REACHED = {
     "data that come before those in front of them, besides their bytes": [
         "session/test_reassembly.py::test_the_pieces_of_a_stream_are_bounded",
         "session/test_reassembly.py::test_the_pieces_of_a_session_are_bounded",
+        "session/test_lane_path.py::test_more_holes_than_are_kept_are_refused_and_filled_ones_are_not",
+    ],
+    "what comes by the lane for streams whose OPEN has not come; frames that wait there for the next turn; streams "
+    "that were reset while it carried something of them": [
+        "session/test_lane_path.py::test_what_finds_no_room_before_its_open_is_refused",
+        "session/test_lane_path.py::test_frames_beyond_the_work_of_a_turn_wait_for_the_next_and_are_bounded",
+        "session/test_lane_path.py::test_more_resets_than_are_remembered_cost_bytes_and_nothing_else",
     ],
     "acknowledged frames dropped in one turn, also those of a lost path or an ended session; at once": [
         "session/test_turns.py::test_what_a_lost_path_had_brought_is_freed_a_turn_at_a_time",
@@ -661,6 +672,14 @@ NUMBERS: dict[str, list[float]] = {
     "data that come before those in front of them, besides their bytes": [
         reassembly.MAX_PIECES,
         reassembly.MAX_SESSION_PIECES,
+        stream_table.SPARE_PIECES,
+    ],
+    "what comes by the lane for streams whose OPEN has not come; frames that wait there for the next turn; streams "
+    "that were reset while it carried something of them": [
+        frames_ahead.MAX_AHEAD,
+        frames_ahead.FRAME_COST,
+        lane_inbox.MAX_UNREAD,
+        session_lane.MOST_RESETS,
     ],
     "acknowledged frames dropped in one turn, also those of a lost path or an ended session; at once": [
         retention.DROPS

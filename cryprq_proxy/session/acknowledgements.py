@@ -95,7 +95,12 @@ def drop_acknowledged(session: AcknowledgedSession) -> None:
     session.dropping = more
     if session.dropping:
         session.turn.wait(partial(drop_acknowledged, session))
-    elif session.closed is None and not session.table.live and not session.retention.kept:
+    settle_freed(session)
+
+
+def settle_freed(session: AcknowledgedSession) -> None:
+    """Units were dropped: perhaps nothing is left, or there is room for more."""
+    if session.closed is None and not session.table.live and not session.retention.kept:
         session.events.idle()
     if session.closed is None and (
         session.retention.waits or (not session.scheduler.open and session.retention.has_room())

@@ -1,4 +1,5 @@
-"""What a session does with each kind of frame that names no stream: a table by kind.
+"""What a session does with each kind of frame that names no stream: a table by kind, and one for those that are about
+the path on which they come.
 
 For those that name one see stream_table.py.
 """
@@ -27,16 +28,16 @@ class ActingSession(AcknowledgedSession, Protocol):
     def receive_close(self, reason: CloseReason, /) -> None: ...
 
 
-def _rotate(kind: int) -> Callable[[ActingSession, SessionPath, Any], None]:
-    def act(session: ActingSession, path: SessionPath, value: Any) -> None:
+def _rotate(kind: int) -> Callable[[ActingSession, Any], None]:
+    def act(session: ActingSession, value: Any) -> None:
         epoch, message = (value, b"") if kind == wire.REKEY_PLEASE else value
         session.rotation.receive(kind, epoch, message, session.now)
 
     return act
 
 
-def _misplace(kind: int) -> Callable[[ActingSession, SessionPath, Any], None]:
-    def act(session: ActingSession, path: SessionPath, value: Any) -> None:
+def _misplace(kind: int) -> Callable[[ActingSession, Any], None]:
+    def act(session: ActingSession, value: Any) -> None:
         reason = CloseReason.REKEY if kind == wire.SWITCH else CloseReason.PROTOCOL
         raise PeerError(reason, f"the peer sent a {wire.Kind(kind).name} frame where none may be")
 
@@ -58,24 +59,33 @@ def _receive_advertise(session: ActingSession, address: Destination) -> None:
     session.events.advertised(address)
 
 
-ACTIONS: Final[dict[int, Callable[[ActingSession, SessionPath, Any], None]]] = {
-    wire.STREAMS: lambda session, _, count: session.table.receive_streams(count),
-    wire.REKEY: _rotate(wire.REKEY),
-    wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
-    wire.REKEY_PLEASE: _rotate(wire.REKEY_PLEASE),
-    wire.LANE: lambda session, _, value: session.packet_link.announced(*value),
-    wire.NETWORK: lambda session, _, value: session.packet_link.network_received(*value),
-    wire.TAKEN: lambda session, _, value: session.packet_link.taken_received(*value),
-    wire.GOAWAY: lambda session, _, __: _receive_goaway(session),
-    wire.PREFER: lambda session, _, value: session.receive_prefer(*value),
-    wire.ABANDON: lambda session, _, value: receive_abandon(session, *value),
+def _receive_lane(session: ActingSession, epoch: int, index: int) -> None:
+    """A client that announces its lane of an epoch has the secrets of that, as one that sends SWITCH has."""
+    session.packet_link.announced(epoch, index)
+    if not session.dialler:
+        session.rotation.peer_switched(epoch, session.now)
+
+
+PATH_ACTIONS: Final[dict[int, Callable[[ActingSession, SessionPath, Any], None]]] = {
     wire.ACK: lambda session, path, value: receive_ack(session, path, *value),
     wire.PING: lambda _, path, token: path.ping_received(token),
     wire.PONG: lambda session, path, token: path.pong_received(token, session.now),
+}
+ACTIONS: Final[dict[int, Callable[[ActingSession, Any], None]]] = {
+    wire.STREAMS: lambda session, count: session.table.receive_streams(count),
+    wire.REKEY: _rotate(wire.REKEY),
+    wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
+    wire.REKEY_PLEASE: _rotate(wire.REKEY_PLEASE),
+    wire.LANE: lambda session, value: _receive_lane(session, *value),
+    wire.NETWORK: lambda session, value: session.packet_link.network_received(*value),
+    wire.TAKEN: lambda session, value: session.packet_link.taken_received(*value),
+    wire.GOAWAY: lambda session, _: _receive_goaway(session),
+    wire.PREFER: lambda session, value: session.receive_prefer(*value),
+    wire.ABANDON: lambda session, value: receive_abandon(session, *value),
     wire.SWITCH: _misplace(wire.SWITCH),
-    wire.PACKET: lambda session, _, value: session.packet_link.packet_received(*value),
-    wire.ADVERTISE: lambda session, _, address: _receive_advertise(session, address),
-    wire.CLOSE: lambda session, _, reason: session.receive_close(reason),
+    wire.PACKET: lambda session, value: session.packet_link.packet_received(*value),
+    wire.ADVERTISE: lambda session, address: _receive_advertise(session, address),
+    wire.CLOSE: lambda session, reason: session.receive_close(reason),
     wire.ACCEPT: _misplace(wire.ACCEPT),
     wire.NO_SESSION: _misplace(wire.NO_SESSION),
     wire.JOINED: _misplace(wire.JOINED),

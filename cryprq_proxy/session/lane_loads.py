@@ -4,23 +4,43 @@
     FramesLoad   whole frames, which are one datagram
 
 A load is in one place at a time: with the carrier, which has it in flight, or with LanePath, which gives it once more
-when the carrier says that it is lost. A part of a load is a range of its datagrams.
+when the carrier says that it is lost. A part of a load is a range of its datagrams. So of each byte it is known where
+it is, and none is counted twice.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 from .retention import SLOT_HEADROOM, Unit
 from .wire import BOUND_LAYOUT, DATA_HEADER
 
-MAX_SLICES: Final = 44
-"""Datagrams of a load at most: a kernel takes no more of 1,443 bytes in one send."""
+
+class LaneLog:
+    """What the lane is carrying: of each unit, in the order in which they left, how many bytes of data the peer has not
+    acknowledged. A frame without data counts as one."""
+
+    __slots__ = ("units",)
+
+    def __init__(self) -> None:
+        self.units: dict[Unit, int] = {}
+
+    def add(self, unit: Unit) -> None:
+        self.units[unit] = unit.size or 1
+
+    def settle(self, unit: Unit, size: int) -> bool:
+        """So many bytes of `unit` need not go again. Whether that is all of it; then it is forgotten here."""
+        units = self.units
+        left = units[unit] - size
+        if left > 0:
+            units[unit] = left
+            return False
+        del units[unit]
+        return True
 
 
 class StreamLoad:
-    """Bytes of `stream` from `offset` on: buffer[start:end], behind SLOT_HEADROOM bytes or more that may be
-    overwritten while they are sealed. It holds bytes `begin` to `finish` of the data of `unit`."""
+    """Bytes of `stream` from `offset` on: buffer[start:end], behind SLOT_HEADROOM bytes or more that may be overwritten
+    while they are sealed, which is before anything else is asked of the session. They are bytes `begin` to `finish` of
+    the data of `unit`."""
 
     __slots__ = (
         "begin",
@@ -37,37 +57,44 @@ class StreamLoad:
     )
 
     def __init__(
-        self, unit: Unit, begin: int, finish: int, payload: int, log: dict[Unit, int], now: float
+        self, unit: Unit, begin: int, finish: int, payload: int, log: LaneLog, sent_at: float
     ) -> None:
         self.unit = unit
         self.begin, self.finish = begin, finish
         self.payload = payload
         self.log = log
-        self.sent_at = now
+        self.sent_at = sent_at
         _, self.stream, offset = BOUND_LAYOUT.unpack_from(unit.frame)
         self.offset = offset + begin
         if unit.slot is not None:
             self.buffer = unit.slot
             self.start = SLOT_HEADROOM + begin
         else:
-            # A small one: bytes of its own, which may not be written to.
+            # A small one, whose bytes may not be written to.
             copy = bytearray(SLOT_HEADROOM)
             copy += unit.frame[DATA_HEADER + begin : DATA_HEADER + finish]
             self.buffer = memoryview(copy)
             self.start = SLOT_HEADROOM
         self.end = self.start + finish - begin
 
+    def part(self, first: int, behind: int) -> tuple[int, int]:
+        """Where the bytes of these datagrams begin and end in the data of `unit`."""
+        begin = self.begin + first * self.payload
+        return begin, min(self.begin + behind * self.payload, self.finish)
+
 
 class FramesLoad:
-    """Frames joined to `data`, at most `payload` bytes."""
+    """The frames of `units`, joined."""
 
     __slots__ = ("data", "log", "sent_at", "units")
 
-    def __init__(self, units: list[Unit], data: bytes, log: dict[Unit, int], now: float) -> None:
+    def __init__(self, units: list[Unit], log: LaneLog, sent_at: float) -> None:
         self.units = units
-        self.data = data
+        self.data = b"".join([unit.frame for unit in units])
         self.log = log
-        self.sent_at = now
+        self.sent_at = sent_at
 
 
 type Load = StreamLoad | FramesLoad
+type Part = tuple[Load, int, int]
+"""Datagrams of a load: the first, and the one behind the last."""

@@ -17,6 +17,9 @@ class Outbox(Protocol):
     def send_control(self, frame: bytes, /) -> None:
         """A control frame of the session, next."""
 
+    def forget(self, stream: int, /) -> None:
+        """What was sent of a stream that is reset need not come."""
+
     def send_datagram(
         self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
     ) -> None: ...
@@ -28,6 +31,7 @@ class _Nowhere:
 
     def send(self, frame: bytes, /) -> None: ...
     def send_control(self, frame: bytes, /) -> None: ...
+    def forget(self, stream: int, /) -> None: ...
     def send_datagram(
         self, stream: Stream, destination: Destination, payload: bytes | memoryview, /
     ) -> None: ...

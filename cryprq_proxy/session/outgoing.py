@@ -1,7 +1,8 @@
-"""What belongs to the session, written on the path that it has chosen.
+"""What belongs to the session, written on the record path that it has chosen.
 
 First windows, then datagrams and packets, which may take half of the budget, then the frames that wait in retention.py,
-then the data of streams, as scheduler.py chooses among them.
+then the data of streams, as scheduler.py chooses among them. While the lane carries (lane_path.py), only what that
+cannot.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def outgoing_waits(session: OutgoingSession, path: OutgoingPath) -> bool:
     """Whether there is something that `path`, the chosen one, may carry now."""
     scheduler = session.scheduler
     return (
-        session.retention.next() is not None
+        bool(session.retention.aside)
+        or session.retention.next() is not None
         or (scheduler.open and scheduler.queued > 0 and not session.retention.waits)
         or (path.admitted and bool(session.table.windows_due or session.datagrams or session.packets))
     )
@@ -67,6 +69,8 @@ def write_outgoing(
     retention, scheduler, log = session.retention, session.scheduler, path.log
     if path.admitted:
         left = _write_unqueued(session, path, writer, budget, left, now)
+    if retention.aside:
+        left = _write_aside(session, path, writer, budget, left)
     presses = session.rotation.presses(path.keys)
     scheduler.open = retention.has_room() and not retention.stalls and not presses
     while True:
@@ -92,6 +96,31 @@ def write_outgoing(
     return left
 
 
+def write_others(
+    session: OutgoingSession, path: OutgoingPath, writer: RecordWriter, budget: int, left: int, now: float
+) -> int:
+    """Write what the lane cannot carry, though it is what is in use. Returns how much of the turn's work is left."""
+    left = _write_aside(session, path, writer, budget, left)
+    _write_datagrams(session, writer, budget, now)
+    return left
+
+
+def others_wait(session: OutgoingSession) -> bool:
+    """Whether there is something for `write_others`."""
+    return bool(session.retention.aside or session.datagrams or session.packets)
+
+
+def _write_aside(
+    session: OutgoingSession, path: OutgoingPath, writer: RecordWriter, budget: int, left: int
+) -> int:
+    """Returns how much of the turn's work is left."""
+    retention = session.retention
+    while retention.aside and writer.position < budget and left > 0:
+        left -= FRAME_WORK
+        retention.mark_aside_sent(path.log, writer.add(retention.aside[0].frame))
+    return left
+
+
 def _write_unqueued(
     session: OutgoingSession, path: OutgoingPath, writer: RecordWriter, budget: int, left: int, now: float
 ) -> int:
@@ -103,9 +132,13 @@ def _write_unqueued(
         frame = table.next_window(stream, session.round_trip)
         if frame is not None:
             session.retention.append_sent(Unit(frame), path.log, writer.add(frame))
+    _write_datagrams(session, writer, budget, now)
+    return left
+
+
+def _write_datagrams(session: OutgoingSession, writer: RecordWriter, budget: int, now: float) -> None:
     if session.datagrams or session.packets:
         # The other half is for streams.
         half = (budget + 1) >> 1
         session.datagrams.write(writer, half, now)
         session.packets.write(writer, half, now)
-    return left

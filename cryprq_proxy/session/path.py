@@ -14,7 +14,7 @@ CarrierError or NotAdmitted, only the path is over: call `lost`. For any other P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from ..errors import CloseReason, PeerError
@@ -22,7 +22,7 @@ from . import frame_reader, wire
 from .epochs import EpochLedger
 from .frame_reader import read_data
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
-from .outgoing import OutgoingSession, outgoing_waits, write_outgoing
+from .outgoing import OutgoingSession, others_wait, outgoing_waits, write_others, write_outgoing
 from .path_keys import PathKeys
 from .path_length import PathLength
 from .records import OVERHEAD, RecordOpener
@@ -45,6 +45,15 @@ FILL_MINIMUM: Final = wire.MAX_PLAINTEXT + MAX_JOINED + 5 * OVERHEAD
 """Bytes of buffer that `fill` needs beyond its budget."""
 
 
+class Other(Protocol):
+    """What may carry in the place of a path."""
+
+    @property
+    def in_doubt(self) -> bool: ...
+    @property
+    def admitted(self) -> bool: ...
+
+
 class PathSession(OutgoingSession, Protocol):
     """What a path and its carrier need of their session (session.py)."""
 
@@ -54,6 +63,8 @@ class PathSession(OutgoingSession, Protocol):
     def closed(self) -> CloseReason | None: ...
     @property
     def current(self) -> SessionPath | None: ...
+    @property
+    def carrying(self) -> object: ...
     @property
     def paths(self) -> Mapping[int, SessionPath]: ...
     @property
@@ -69,6 +80,9 @@ class PathSession(OutgoingSession, Protocol):
     def rotation_deadline(self, path: SessionPath, /) -> float: ...
     def tick_rotation(self, path: SessionPath, now: float, /) -> None: ...
     def choose(self) -> None: ...
+    @property
+    def has_others(self) -> bool: ...
+    def others_than(self, path: SessionPath, /) -> Sequence[Other]: ...
     def doubt(self, path: SessionPath, /, *, told: bool) -> None: ...
     def trust(self, path: SessionPath, /) -> None: ...
     def answered(self, path: SessionPath, asked: float, /) -> bool: ...
@@ -144,6 +158,11 @@ class SessionPath:
         return self._admitted is None
 
     @property
+    def least_round_trip(self) -> float:
+        """Without queues, in seconds."""
+        return self.length.round_trip
+
+    @property
     def queue_target(self) -> int:
         """Bytes that are worth sealing in one `fill`."""
         return self.session.scheduler.queue_target
@@ -181,7 +200,7 @@ class SessionPath:
             self._ack_now = True
             self.wake()
         if now >= self._doubt_at():
-            if all(path.in_doubt for path in session.paths.values() if path.admitted and path is not self):
+            if all(path.in_doubt for path in session.others_than(self) if path.admitted):
                 # All would go twice by the same path.
                 self.suspicion.postpone(now)
             elif self.suspicion.confirmed(self.unanswered(), now):
@@ -198,7 +217,7 @@ class SessionPath:
         self.session.doubt(self, told=told)
 
     def _doubt_at(self) -> float:
-        if len(self.session.paths) < 2 or self.in_doubt or not (self.log.units or self._pong_owed):
+        if not self.session.has_others or self.in_doubt or not (self.log.units or self._pong_owed):
             return NEVER
         return self.suspicion.at
 
@@ -225,8 +244,12 @@ class SessionPath:
     def pace(self, rate: float) -> None:
         """The carrier sends `rate` bytes per second."""
         self.rate = rate
-        if self.session.current is self:
-            self.session.scheduler.pace(rate)
+        if self.session.carrying is self:
+            self.begin_carrying()
+
+    def begin_carrying(self) -> None:
+        """It is what carries: let what waits follow its rate."""
+        self.session.scheduler.pace(self.rate)
 
     # --- end -------------------------------------------------------------------------------------------------------
 
@@ -287,11 +310,13 @@ class SessionPath:
         left = before = turn.left
         if not early:
             self._write_own(writer, now)
-        chosen = session.current is self
-        if chosen:
+        chosen = session.carrying is self
+        others = not chosen and session.current is self and self.admitted and others_wait(session)
+        if chosen or others:
             if not self.log.units and not self._pong_owed:
                 self.suspicion.asked = now
-            left = write_outgoing(session, self, writer, budget, left, now)
+            write = write_outgoing if chosen else write_others
+            left = write(session, self, writer, budget, left, now)
             if self.log.units:
                 self.suspicion.sent(self.log.units[-1].record, now)
         written = writer.flush()
@@ -299,20 +324,24 @@ class SessionPath:
         if early:
             self._early -= written
         turn.spend(FILL_WORK + before - left + written // BYTES_PER_UNIT)
-        if left <= 0 or written >= budget or (chosen and outgoing_waits(session, self)):
+        if (
+            left <= 0
+            or written >= budget
+            or (chosen and outgoing_waits(session, self))
+            or (others and others_wait(session))
+        ):
             self.wake()
         return written
 
     def _write_own(self, writer: RecordWriter, now: float) -> None:
         """Write what is about this path."""
         session, keys = self.session, self.keys
-        if session.current is self:
-            if session.table.windows_due:
-                # Credit leaves, for data that can be acknowledged along with it.
-                self._ack_now = self._ack_now or self._ack_due
-            if session.table.windows_due or session.datagrams or session.packets:
-                # Datagrams and packets are not acknowledged: without a PING nobody would miss them.
-                self.liveness.measure_again(now)
+        if session.carrying is self and session.table.windows_due:
+            # Credit leaves, for data that can be acknowledged along with it.
+            self._ack_now = self._ack_now or self._ack_due
+        if session.current is self and (session.table.windows_due or session.datagrams or session.packets):
+            # Datagrams and packets are not acknowledged: without a PING nobody would miss them.
+            self.liveness.measure_again(now)
         if self._ack_now and (received := self.received) > self._acknowledged:
             # The record that is acted on in several turns is acknowledged after the last one.
             self._ack_due = self._frames is not None

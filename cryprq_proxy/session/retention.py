@@ -6,6 +6,8 @@ A unit is what is sent again: a DATA frame or a control frame, as plaintext. It 
     lost      the logs of lost paths; that of the path which was lost last goes first
     streams   small frames of streams that wait: OPEN, RESET, FIN
     log       of a path: sent in one of its records, and not yet acknowledged
+    aside     too large for a datagram of the lane, which carries the others: they leave by the next record path
+    the lane  carries them, and knows of each byte where it is (lane_path.py)
 
 An acknowledgement of a path drops what its log begins with. When a path is lost its log moves to `lost`, and leaves by
 the next path, sealed anew. An acknowledgement that still comes for it drops what has not left again.
@@ -14,7 +16,7 @@ When a path falls in doubt, the oldest of its log moves there, and the path goes
 
 The order of all this is not that of the streams' bytes, which need none. But on each path an OPEN goes before whatever
 else belongs to its stream, unless it is acknowledged. So nothing goes before what a lost path has carried, and if
-several are lost, the last one has carried what the others had begun with.
+several are lost, the last one has carried what the others had begun with. On the lane nothing keeps its order.
 
 This module also owns the buffers into which stream data is read. A slot has room for the frame header in front of the
 data, so a unit is read, framed, sealed and kept without a copy.
@@ -23,8 +25,8 @@ data, so a unit is read, framed, sealed and kept without a copy.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, Protocol
 
 from .wire import DATA_HEADER, MAX_DATA, OPEN
 
@@ -130,6 +132,13 @@ class PathLog:
         return bool(self.units) and self.units[0].record < self.acknowledged
 
 
+class Carried(Protocol):
+    """The log of a path, or of the lane."""
+
+    @property
+    def units(self) -> Collection[Unit]: ...
+
+
 class Retention:
     """The units of one direction of one session. `kept` is in bytes; `dropped` counts units."""
 
@@ -139,6 +148,7 @@ class Retention:
         self._lost_logs: dict[int, list[PathLog]] = {}
         """The same by number: a path that was in doubt may have several."""
         self._streams: deque[Unit] = deque()
+        self.aside: deque[Unit] = deque()
         self._dropping: deque[PathLog] = deque()
         self._bound = bound
         self._budget = budget
@@ -177,6 +187,10 @@ class Retention:
         budget.used += cost
         return kept < self._bound and (kept < self._assured or budget.used < budget.total)
 
+    def add_taken(self, unit: Unit) -> None:
+        """Add a unit that the lane is going to carry."""
+        self._charge(unit.cost)
+
     def withdraw(self, kind: int) -> None:
         """Control frames of this kind that wait need not be sent any more."""
         waiting, self._control = self._control, deque[Unit]()
@@ -211,12 +225,19 @@ class Retention:
 
     def mark_sent(self, log: PathLog, record: int) -> None:
         """What `next` returned is in record `record` of the path of `log`."""
+        unit = self.take()
+        unit.record = record
+        log.units.append(unit)
+
+    def take(self) -> Unit:
+        """What `next` returned leaves by the lane, or is put aside."""
         if self._control:
-            unit = self._control.popleft()
-        elif self._lost:
-            unit = self._lost[0].units.popleft()
-        else:
-            unit = self._streams.popleft()
+            return self._control.popleft()
+        return self._lost[0].units.popleft() if self._lost else self._streams.popleft()
+
+    def mark_aside_sent(self, log: PathLog, record: int) -> None:
+        """The first of `aside` is in record `record` of the path of `log`."""
+        unit = self.aside.popleft()
         unit.record = record
         log.units.append(unit)
 
@@ -256,7 +277,7 @@ class Retention:
         self.lose(again)
         self.acknowledge(again, log.acknowledged)
 
-    def repeat_opens(self, log: PathLog) -> None:
+    def repeat_opens(self, log: Carried) -> None:
         """Another path takes over while that of `log` goes on: what follows an OPEN there may overtake it, so those
         that are not acknowledged go again."""
         opens = dict.fromkeys(unit.frame for unit in log.units if unit.frame[0] == OPEN)
@@ -298,11 +319,21 @@ class Retention:
         self._charge(-freed)
         return bool(self._dropping)
 
+    def free(self, units: Iterable[Unit]) -> None:
+        """The lane has carried these, and the peer has them, or nobody needs them any more."""
+        freed = 0
+        for unit in units:
+            freed += unit.cost
+            if unit.slot is not None:
+                slot, unit.slot = unit.slot, None
+                self._pool.give(slot)
+        self._charge(-freed)
+
     def clear(self, logs: list[PathLog]) -> None:
         """The session ended: no unit is needed any more, nor those in `logs`, of its paths. Call `drop` afterwards."""
         waiting = PathLog(-1)
-        waiting.units = self._control + self._streams
-        self._control, self._streams = deque(), deque()
+        waiting.units = self._control + self._streams + self.aside
+        self._control, self._streams, self.aside = deque(), deque(), deque()
         for log in (waiting, *self._lost, *logs):
             self.acknowledge(log, _ALL)
         self._lost.clear()

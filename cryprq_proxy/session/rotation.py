@@ -71,6 +71,17 @@ class RotationLimits:
     """On the lane."""
 
 
+class AgingKeys(Protocol):
+    """What a rotation needs of the keys of a path (path_keys.py), or of the lane."""
+
+    @property
+    def since(self) -> float: ...
+    @property
+    def joined(self) -> float: ...
+    def used(self, records: int, size: int, /) -> bool: ...
+    def settled(self, epoch: int, /) -> bool: ...
+
+
 class RotatedSession(Protocol):
     """What a rotation needs of its session."""
 
@@ -128,6 +139,7 @@ class Rotation:
         self._limits = limits
         self._pressing = 3 * limits.records >> 1, 3 * limits.bytes >> 1
         """Records and bytes under one key after which stream data waits for the rotation."""
+        self._pressing_lane = 3 * limits.datagrams >> 1
         self._entropy = entropy
         self._offload = offload
         self._session: RotatedSession = session
@@ -232,14 +244,18 @@ class Rotation:
         records, size = self._pressing
         return keys.sealer.records >= records or keys.sealer.bytes >= size
 
-    def deadline(self, keys: PathKeys) -> float:
+    def lane_presses(self) -> bool:
+        """As `presses`, of the keys of the lane."""
+        return self._session.packet_link.datagrams() >= self._pressing_lane
+
+    def deadline(self, keys: AgingKeys) -> float:
         """When `tick` has something to do for the path of `keys`, or for the session."""
         if self._epoch is None:
             return NEVER
         used = self._used(keys)
         return min(self._last_time(keys, used), self._due(used), self._forget_at())
 
-    def tick(self, now: float, keys: PathKeys) -> None:
+    def tick(self, now: float, keys: AgingKeys) -> None:
         """Start or ask for a rotation, if one is due.
 
         Raises CarrierError (REKEY) if the path of `keys` must be closed: its keys are too old or too much used, or a
@@ -260,7 +276,7 @@ class Rotation:
             self._asked_for = True
             self._session.send_control(wire.encode_epoch(wire.REKEY_PLEASE, self.current + 1))
 
-    def _last_time(self, keys: PathKeys, used: int) -> float:
+    def _last_time(self, keys: AgingKeys, used: int) -> float:
         """When the path of `keys` ends, which are used up so many times, unless a rotation is finished before."""
         if used > 1:
             return keys.since
@@ -294,7 +310,7 @@ class Rotation:
             return self.since
         return self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval)
 
-    def _used(self, keys: PathKeys) -> int:
+    def _used(self, keys: AgingKeys) -> int:
         """How many times the path's keys, or the lane's, are used up, counted up to 2."""
         limits, datagrams = self._limits, self._session.packet_link.datagrams()
         if not keys.used(limits.records, limits.bytes) and datagrams < limits.datagrams:
@@ -349,7 +365,8 @@ class Rotation:
         if self._state is RotationState.ANSWERING or self._epoch is None:
             return  # a late copy
         if self._state is RotationState.ANSWERED:
-            raise out_of_turn()
+            # On the lane it may overtake what confirms the present epoch, and does so itself.
+            self.peer_switched(self.current, now)
         self._state = RotationState.ANSWERING
         self._started = now
         self._question = message

@@ -31,6 +31,8 @@ QUEUE_SECONDS: Final = 0.004
 MIN_FRAME: Final = 4_096
 MIN_QUEUE: Final = 16_384
 MAX_QUEUE: Final = 262_144
+MAX_SLICES: Final = 44
+"""Datagrams of one train of the lane at most: a kernel takes no more of 1,443 bytes in one send."""
 
 
 class Scheduler:
@@ -62,13 +64,18 @@ class Scheduler:
         self.frame_limit = MAX_DATA
         self.queue_target = MAX_QUEUE
 
-    def pace(self, rate: float | None) -> None:
-        """The path sends `rate` bytes per second: bound the frames and the queue by time. None: it is not known yet."""
+    def pace(self, rate: float | None, payload: int = 0) -> None:
+        """The path sends `rate` bytes per second: bound the frames and the queue by time. None: it is not known yet.
+        On the lane, units fill its datagrams of `payload` bytes, and large ones its trains."""
         if rate is None:
-            self.frame_limit, self.queue_target = MAX_DATA, MAX_QUEUE
-            return
-        self.frame_limit = int(min(max(rate * FRAME_SECONDS, MIN_FRAME), MAX_DATA))
-        self.queue_target = int(min(max(rate * QUEUE_SECONDS, MIN_QUEUE), MAX_QUEUE))
+            limit, self.queue_target = MAX_DATA, MAX_QUEUE
+        else:
+            limit = int(min(max(rate * FRAME_SECONDS, MIN_FRAME), MAX_DATA))
+            self.queue_target = int(min(max(rate * QUEUE_SECONDS, MIN_QUEUE), MAX_QUEUE))
+        if payload:
+            train = payload * MAX_SLICES
+            limit -= limit % (train if train <= limit else min(payload, limit))
+        self.frame_limit = limit
 
     def room_for(self, stream: Stream) -> int:
         """Bytes that `stream` may queue now. If 0, the stream waits for its turn from now on."""

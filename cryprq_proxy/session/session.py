@@ -29,7 +29,7 @@ from .control_rates import CONTROL_FRAMES, ControlRates
 from .datagrams import BasePacketLink, DatagramQueue
 from .ending import reset_in_turns
 from .epochs import EpochLedger
-from .frame_actions import ACTIONS
+from .frame_actions import ACTIONS, PATH_ACTIONS
 from .lane_path import LanePath
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path import ACK_BYTES, SessionPath
@@ -132,11 +132,12 @@ class Session:
         )
         self.paths: dict[int, SessionPath] = {}
         self.current: SessionPath | None = None
-        """The one that carries what belongs to the session."""
+        """The one that carries what belongs to the session, unless the lane does."""
+        self.carrying: SessionPath | LanePath | None = None
         self.lane: LanePath | None = None
         """The datagram lane as a path, if there is one."""
         self.liveness = Liveness(limits.keepalive)
-        """That of the chosen path, or of the last one."""
+        """That of the current path, or of the last one."""
         self.last_path = -1
         """The highest number of a path so far."""
         self._preferred = -1
@@ -198,7 +199,8 @@ class Session:
         """There is a datagram lane: once in a session. It carries nothing before it is `set_up`."""
         if self.lane is not None:
             raise LocalError("a session has one lane")
-        self.lane = LanePath(self, now)
+        self.now = now
+        self.lane = LanePath(self)
         return self.lane
 
     def path_lost(self, path: SessionPath, now: float) -> None:
@@ -227,29 +229,42 @@ class Session:
 
     def choose(self) -> None:
         """See which path carries what belongs to the session."""
-        before = self.current
-        self.current = choose(self.paths.values(), self._preferred, before)
-        path = self.current
+        before, lane = self.carrying, self.lane
+        current = self.current = choose(self.paths.values(), self._preferred, self.current)
+        if current is not None:
+            self.liveness = current.liveness
+        path = self.carrying = lane if lane is not None and lane.takes(current) else current
         if path is before or self.closed is not None:
             return
         if before is not None:
             self.turn.spend(len(before.log.units) // DROPS_PER_UNIT)
-            if before.in_doubt:
+            if before.in_doubt and isinstance(before, SessionPath):
                 self.retention.repeat_oldest(before.log)
             if self.dialler:
                 self.retention.repeat_opens(before.log)
         if path is None:
             self.scheduler.open = False
             return
-        self.liveness = path.liveness
-        self.scheduler.pace(path.rate)
+        path.begin_carrying()
         self.scheduler.open = self.retention.has_room()
         path.wake()
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are any for the paths there are."""
+        return len(self.paths) > 1 or (self.lane is not None and self.lane.up)
+
+    def others_than(self, path: SessionPath) -> list[SessionPath | LanePath]:
+        """What may carry in the place of `path`."""
+        others: list[SessionPath | LanePath] = [other for other in self.paths.values() if other is not path]
+        if self.lane is not None and self.lane.up:
+            others.append(self.lane)
+        return others
 
     def doubt(self, path: SessionPath, *, told: bool) -> None:
         """`path` does not answer: the oldest of what it has carried goes by another one too. An acknowledgement that
         comes by that one tells the peer, which may hear us on `path` and not know that we do not hear it."""
-        if path is not self.current:
+        if path is not self.carrying:
             self.retention.repeat_oldest(path.log)
         self.choose()
         other = self.current
@@ -264,11 +279,13 @@ class Session:
         if path.in_doubt:
             return False
         doubted = [other.suspicion.since for other in self.paths.values() if other.in_doubt]
+        if self.lane is not None and self.lane.outrun(asked):
+            path.measure()
         if any(since > asked for since in doubted):
             path.measure()
         return any(since <= asked for since in doubted)
 
-    def overtake(self, path: SessionPath, asked: float) -> None:
+    def overtake(self, path: SessionPath | LanePath, asked: float) -> None:
         """`path` is faster than those that are still in doubt: all that they have carried goes by another one, too."""
         if path.in_doubt:
             return
@@ -290,12 +307,13 @@ class Session:
 
     @property
     def attached(self) -> bool:
-        return bool(self.paths)
+        """Whether there is a path, or the lane works."""
+        return bool(self.paths) or (self.lane is not None and self.lane.up)
 
     @property
     def round_trip(self) -> float:
-        """That of the chosen path without queues, in seconds."""
-        return UNKNOWN_ROUND_TRIP if self.current is None else self.current.length.round_trip
+        """That of the path that carries, without queues, in seconds."""
+        return UNKNOWN_ROUND_TRIP if self.carrying is None else self.carrying.least_round_trip
 
     @property
     def now(self) -> float:
@@ -344,6 +362,8 @@ class Session:
             self._close(reason, stream_reason)
             for path in self.paths.values():
                 path.say_farewell(wire.encode_close(reason))
+            if self.lane is not None:
+                self.lane.say_farewell(wire.encode_close(reason))
 
     def _close(self, reason: CloseReason, stream_reason: StreamReason) -> None:
         self.closed = reason
@@ -352,7 +372,10 @@ class Session:
         self.datagrams.clear()
         self.packets.clear()
         self.rotation.end()
-        self.retention.clear([path.log for path in self.paths.values()])
+        logs = [path.log for path in self.paths.values()]
+        if self.lane is not None:
+            logs.append(self.lane.end())
+        self.retention.clear(logs)
         if not self.dropping:
             drop_acknowledged(self)
 
@@ -414,36 +437,40 @@ class Session:
         """Send an IP packet on a path while the lane is down. It may be dropped, as it is before the verdict."""
         if self.current is not None and self.current.admitted:
             self.packets.add(wire.encode_packet(flags, segment, header, packet))
-            self.wake()
+            self.current.wake()
 
     # --- out -------------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """There is something to send."""
-        if self.current is not None:
-            self.current.wake()
+        if self.carrying is not None:
+            self.carrying.wake()
 
     def send(self, frame: bytes) -> None:
         """See outbox.py."""
         self.retention.append(frame)
-        if self.current is not None:
-            self.current.wake()
+        if self.carrying is not None:
+            self.carrying.wake()
 
     def send_control(self, frame: bytes) -> None:
         self.retention.append_control(frame)
         self.wake()
 
+    def forget(self, stream: int) -> None:
+        if self.lane is not None:
+            self.lane.forget(stream)
+
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
         if self.packet_link.send_datagram(stream.id, destination, payload):
             self.bytes_sent += len(payload)
-        elif self.attached:
+        elif self.current is not None:
             self.bytes_sent += len(payload)
             self.datagrams.add(wire.encode_datagram(stream.id, destination, payload))
-            self.wake()
+            self.current.wake()
 
     # --- in --------------------------------------------------------------------------------------------------------
 
-    def act(self, path: SessionPath, kind: int, id: int, value: Any) -> None:
+    def act(self, path: SessionPath | LanePath, kind: int, id: int, value: Any) -> None:
         """Act on a frame that came on `path`. Raises PeerError."""
         receive = STREAM_FRAMES.get(kind)
         if receive is not None:
@@ -451,7 +478,10 @@ class Session:
             return
         if kind in CONTROL_FRAMES:
             self.rates.control(kind, self.rotation.current, self.now)
-        ACTIONS[kind](self, path, value)
+        if kind in PATH_ACTIONS and isinstance(path, SessionPath):
+            PATH_ACTIONS[kind](self, path, value)
+        else:
+            ACTIONS[kind](self, value)
 
     def check_kept(self) -> None:
         """Raises PeerError (LIMIT) if the peer makes this side keep too much by not acknowledging it."""

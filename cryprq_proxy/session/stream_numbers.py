@@ -74,6 +74,10 @@ class StreamNumbers:
         self.last = max(self.last, id)
         return True
 
+    def to_come(self, id: int) -> bool:
+        """At the exit: whether a stream was not opened so far."""
+        return not self._dialler and id not in self._seen
+
     def too_many(self, live: int) -> bool:
         """At the exit: whether the stream that is the newest of those that live is refused."""
         return live + len(self.awaited) > self._most

@@ -14,8 +14,9 @@ from ..base.faults import Faults
 from ..errors import CloseReason, PeerError, StreamReason
 from . import wire
 from .control_rates import ControlRates
+from .frames_ahead import FramesAhead
 from .outbox import NOWHERE, Outbox
-from .reassembly import PieceBudget, Reassembly
+from .reassembly import MAX_PIECES, MAX_SESSION_PIECES, PieceBudget, Reassembly
 from .retention import SlotPool
 from .scheduler import Scheduler
 from .session_credit import INITIAL_CREDIT, SessionCredit
@@ -25,6 +26,9 @@ from .streams import Half, Stream, StreamHandler
 from .turns import DATAGRAM_WORK, FRAME_COSTS, TurnBudget
 from .windows import WindowPool
 from .wire import StreamProtocol
+
+SPARE_PIECES: Final = 64
+"""Of MAX_PIECES, for bytes that fill holes: the lane refuses others before (lane_path.py)."""
 
 type AcceptStream = Callable[[Stream], None]
 """Called at the exit for each OPEN. It sets `stream.handler` before it returns; it accepts or refuses the stream
@@ -76,6 +80,7 @@ class StreamTable:
         """Streams that wait for credit of the session."""
         self.received_credit = SessionCredit(window_pool)
         self.pieces = PieceBudget()
+        self.ahead = FramesAhead()
         self.numbers = StreamNumbers(
             dialler=dialler, most=most, last_stream=last_stream, rates=rates, credit=self.received_credit
         )
@@ -100,9 +105,14 @@ class StreamTable:
     def receive_open(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
         if self.dialler:
             raise PeerError(CloseReason.PROTOCOL, "the exit opened a stream")
+        if self.numbers.take(id, self.now):
+            self._begin(id, protocol, destination)
+            if self.ahead.bytes:
+                self._act_on_ahead(id)
+
+    def _begin(self, id: int, protocol: StreamProtocol, destination: Destination) -> None:
+        """The first OPEN of a stream came."""
         numbers = self.numbers
-        if not numbers.take(id, self.now):
-            return
         stream = Stream(self, id, protocol, destination, UNBORN, self.now)
         self.live[id] = stream
         if numbers.too_many(len(self.live)):
@@ -117,6 +127,12 @@ class StreamTable:
             raise
         except Exception as error:  # noqa: BLE001  see the head of session.py
             self.stream_failed(stream, stream.handler, error)
+
+    def _act_on_ahead(self, id: int) -> None:
+        """What came before the OPEN of its stream."""
+        for kind, _, value in self.ahead.take(id):
+            self.turn.spend(FRAME_COSTS[kind])
+            STREAM_FRAMES[kind](self, id, value)
 
     def receive_opened(self, id: int, value: None) -> None:
         self._from_exit("accepted")
@@ -182,6 +198,15 @@ class StreamTable:
             self._deliver_later(stream, offset, payload)
         if stream.final == stream.delivered and stream.receive_half is Half.OPEN:
             self._deliver_end(stream)
+
+    def has_room(self, id: int, offset: int) -> bool:
+        """Whether bytes of a stream at `offset` may be kept if they do not come in their order. What the lane loses
+        leaves holes, so there may be more of them than a peer may leave on other paths."""
+        stream = self.live.get(id)
+        if stream is None or offset <= stream.delivered:
+            return True
+        pieces = 0 if stream.pieces is None else stream.pieces.pieces
+        return pieces < MAX_PIECES - SPARE_PIECES and self.pieces.used < MAX_SESSION_PIECES - SPARE_PIECES
 
     def receive_fin(self, id: int, final: int) -> None:
         """A FIN frame: the peer sends `final` bytes in all."""
@@ -374,6 +399,7 @@ class StreamTable:
         if stream.id in self.live:
             self._forget_unsent(stream)
             self._outbox.send(wire.encode_reset(stream.id, reason, stream.sent))
+            self._outbox.forget(stream.id)
             self._end(stream)
 
     def send_datagram(self, stream: Stream, destination: Destination, payload: bytes | memoryview) -> None:
@@ -402,6 +428,7 @@ class StreamTable:
         if stream.send_half is not Half.CLOSED:
             self._forget_unsent(stream)
             self._outbox.send(wire.encode_reset(stream.id, StreamReason.CANCELLED, stream.sent))
+        self._outbox.forget(stream.id)
         self._remove(stream)
 
     def _end(self, stream: Stream) -> None:
@@ -475,6 +502,7 @@ class StreamTable:
                 stream.pieces.clear()
                 stream.pieces = None
         self.numbers.awaited.clear()
+        self.ahead.clear()
         self.windows_due.clear()
         self._starved.clear()
         # None of these may keep the session in memory: it would wait for a collection of garbage.

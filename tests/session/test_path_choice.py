@@ -10,7 +10,7 @@ import pytest
 
 from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.frame_actions import ACTIONS, ActingSession
+from cryprq_proxy.session.frame_actions import PATH_ACTIONS, ActingSession
 from cryprq_proxy.session.path import ACK_DELAY, SessionPath
 from cryprq_proxy.session.path_choice import choose
 from cryprq_proxy.session.wire import StreamProtocol
@@ -351,14 +351,14 @@ def test_of_a_doubt_the_peer_is_told_once(side: str, monkeypatch: pytest.MonkeyP
     on.one.say(b"a")
     on.settle()
     told = []
-    received = ACTIONS[wire.ACK]
+    received = PATH_ACTIONS[wire.ACK]
 
     def receive(session: ActingSession, path: SessionPath, value: tuple[int, int]) -> None:
         if path.number != value[0]:
             told.append(session is on.side)
         received(session, path, value)
 
-    monkeypatch.setitem(ACTIONS, wire.ACK, receive)
+    monkeypatch.setitem(PATH_ACTIONS, wire.ACK, receive)
     on.advance(LONG_DOUBT)
     assert told == [False]
     assert all(session.paths[0].in_doubt for session in (on.client, on.exit))

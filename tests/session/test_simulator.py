@@ -15,6 +15,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import CarrierError, CloseReason, StreamReason
 from cryprq_proxy.session import session as session_module
 from cryprq_proxy.session import turns, wire
+from cryprq_proxy.session.lane_path import LanePath
 from cryprq_proxy.session.path import ACK_DELAY, SessionPath
 from cryprq_proxy.session.records import HEADER
 from cryprq_proxy.session.retention import REPEATED, PathLog, Retention
@@ -111,8 +112,9 @@ class Tap:
     def _follow(self, session: Session, up: bool) -> None:
         act = session.act
 
-        def acted(path: SessionPath, kind: int, id: int, value: object) -> None:
-            self._note(up, Kind(kind), path)
+        def acted(path: SessionPath | LanePath, kind: int, id: int, value: object) -> None:
+            if isinstance(path, SessionPath):
+                self._note(up, Kind(kind), path)
             act(path, kind, id, value)
 
         session.act = acted  # type: ignore[method-assign]

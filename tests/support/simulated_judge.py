@@ -44,6 +44,7 @@ def _check_kept(host: Host) -> None:
         raise Broken("the lost logs are not those by number")
     logs += [log for log in retention._dropping if all(log is not other for other in logs)]
     units = [*retention._control, *retention._streams, *(unit for log in logs for unit in log.units)]
+    units += [*retention.aside, *(session.lane.log.units if session.lane is not None else ())]
     kept = sum(unit.cost for unit in units)
     if not kept == retention.kept == host.budget.used:
         text = f"{retention.kept} and {host.budget.used} counted"
@@ -106,7 +107,13 @@ def check_clean(host: Host, other: Host) -> None:
     if session.closed is not None:
         raise Broken(f"the session of the {side(host)} is closed: {session.closed!r}")
     kept = (session.streams, table.numbers.awaited, retention.kept, retention.next(), table.pieces.used)
-    waiting = (table.windows_due, table._starved, session.scheduler.queued, table.numbers._seen.gaps)
+    waiting = (
+        table.ahead.bytes,
+        table.windows_due,
+        table._starved,
+        session.scheduler.queued,
+        table.numbers._seen.gaps,
+    )
     if any(kept) or any(waiting) or host.budget.used or host.window_budget.used:
         raise Broken(f"something is kept at the {side(host)}: {kept}, {waiting}")
     if session.windows.free != session.limits.window_pool:

@@ -72,13 +72,17 @@ class SimulatedPlay:
         network.wanted = 1 + (setting >> 5 & 1)
         self.trace: list[str] = []
 
-    def run(self) -> None:
-        acts: tuple[Callable[[], None], ...] = (
+    def acts(self) -> tuple[Callable[[], None], ...]:
+        """What may happen."""
+        return (
             self._open, self._open, self._open_many, self._datagrams, self._reset, self._reset, self._cut, self._cut,
             self._vanish, self._stop, self._change, self._beside, self._beside, self._hand_over, self._close,
             self._suspend, self._prefer, self._want, self._measure, self._probe, self._leave, self._announce,
             self._packet, self._hurry, self._wait,
         )  # fmt: skip
+
+    def run(self) -> None:
+        acts = self.acts()
         with FaultWatch() as watch, mock.patch.object(turns, "TURN_WORK", self.work):
             self._open()
             for _ in range(MAX_STEPS):
@@ -248,3 +252,50 @@ def first_allowances(credit: int, streams: int) -> Iterator[None]:
         mock.patch.object(stream_numbers, "INITIAL_STREAMS", streams),
     ):
         yield
+
+
+class LanePlay(SimulatedPlay):
+    """One with a datagram lane, in which the connections may also be gone for a time."""
+
+    def __init__(self, choices: Choices) -> None:
+        super().__init__(choices)
+        self.lane = self.stage.add_lane(choices.number(256))
+        self._lose()
+
+    def acts(self) -> tuple[Callable[[], None], ...]:
+        return (
+            *super().acts(), self._lose, self._lose, self._black_out, self._black_out, self._fall, self._narrow,
+            self._no_connection,
+        )  # fmt: skip
+
+    def _lose(self) -> None:
+        pick = self.choices.pick
+        self.lane.change(
+            loss=pick((0.0, 0.01, 0.1, 0.3)),
+            jitter=pick((0.0, 0.002, 0.05)),
+            repeated=pick((0.0, 0.0, 0.2)),
+            delay=pick((0.01, 0.0005, 0.05, 0.2)),
+        )
+
+    def _black_out(self) -> None:
+        up, down = self.choices.pick(((True, True), (True, False), (False, True)))
+        self.lane.block(up=up, down=down)
+        self.stage.clock.after(self.choices.pick(OUTAGES), self.lane.go_on)
+
+    def _fall(self) -> None:
+        """One side takes it down, and up again when its check has succeeded."""
+        end = self.choices.pick(self.lane.ends)
+        end.host.do(lambda: end.set_up(up=False))
+
+    def _narrow(self) -> None:
+        """The path takes smaller datagrams, or larger ones; perhaps only a few at a time."""
+        for end in self.lane.ends:
+            end.payload = self.choices.pick((1_400, 300, 1_100, 8_900))
+            end.window = self.choices.pick((64_000, 10_000, 1_000_000))
+
+    def _no_connection(self) -> None:
+        """For a time only the lane is there."""
+        self.network.wanted = 0
+        for connection in self.network.connections:
+            connection.reset()
+        self.stage.clock.after(self.choices.pick(OUTAGES), self._want)

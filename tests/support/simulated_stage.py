@@ -24,6 +24,7 @@ from tests.support.links import TARGET, LaterOffload
 from tests.support.settings import rotation_limits, session_limits
 from tests.support.simulated_apps import Manner, Talker, check_pair
 from tests.support.simulated_judge import check_agreement, check_clean, check_errors, check_session, side
+from tests.support.simulated_lane import SimulatedLane
 from tests.support.simulated_network import MEMORY, Network
 from tests.support.simulator import Broken, Host, Route
 
@@ -119,6 +120,7 @@ class Stage:
             link = PacketLink(host)
             host.session.packet_link = link
             self.links.append(link)
+        self.lane: SimulatedLane | None = None
         self.streams: dict[int, Served] = {}
         self.manner = manner or (lambda stream: Manner())
         """How the exit's end of a stream talks."""
@@ -126,6 +128,11 @@ class Stage:
         self.network.dial()
         for host in self.network.hosts:
             host.session.begin_lane(self.clock.now)
+
+    def add_lane(self, seed: int = 0) -> SimulatedLane:
+        """Datagrams are agreed on."""
+        self.lane = SimulatedLane(self.client, self.exit, seed)
+        return self.lane
 
     # --- streams ----------------------------------------------------------------------------------------------------
 
@@ -200,6 +207,9 @@ class Stage:
         for connection in network.connections:
             connection.go_on()
             connection.change(rate=1e8, delay=0.01, piece=1 << 20)
+        if self.lane is not None:
+            self.lane.go_on()
+            self.lane.change(loss=0.0, jitter=0.0, repeated=0.0, delay=0.01)
         for talker in self.talkers:
             talker.host.do(talker.wind_up)
         if not any(connection.client.open for connection in network.connections):
@@ -286,11 +296,13 @@ class Stage:
         """For the message of a failure."""
         lines = [f"at {self.clock.now:.3f}"]
         for host in self.network.hosts:
-            session, rotation = host.session, host.session.rotation
+            session, rotation, lane = host.session, host.session.rotation, host.session.lane
             lines.append(
                 f"{side(host)}: closed {session.closed}, paths {sorted(session.paths)}, chosen "
-                f"{session.current and session.current.number}, {len(session.streams)} streams, awaited "
-                f"{session.table.numbers.awaited}, kept {session.retention.kept}, waits {session.retention.waits}, "
+                f"{session.current and session.current.number}, "
+                f"lane {lane and (lane.up, lane.carries, len(lane.log.units))}, {len(session.streams)} streams, "
+                f"awaited {session.table.numbers.awaited}, kept {session.retention.kept}, "
+                f"waits {session.retention.waits}, "
                 f"epoch {rotation.current}/{rotation.sending} {rotation._state.name}, errors {host.errors[-3:]}"
             )
         open_ones = [talker for talker in self.talkers if not talker.over]
