@@ -315,7 +315,7 @@ def test_messages_of_the_lane() -> None:
     shown = {row[1]: int(row[0], 16) for row in table(PROTOCOL, "type", "message")}
     assert shown.pop("SLICE") == layout.SLICE
     assert shown == {name: getattr(layout, name) for name in shown}
-    assert len(shown) == layout.KEEPALIVE - layout.SLICE
+    assert len(shown) == layout.ACK - layout.SLICE
     assert f"kind u8 = {layout.KIND:#04x} or {layout.EXPRESS_KIND:#04x} |" in PROTOCOL.read_text()
     assert f"at most {MAX_URGENT} bytes" in PROTOCOL.read_text()
 

@@ -1,4 +1,4 @@
-"""Joining the slices of a packet that came in parts: the second step of the lane's receiving half (opening.py).
+"""Joining what came in parts, of a packet or a stream: the second step of the lane's receiving half (opening.py).
 
 A packet comes in parts if it was too large for one send, or if the network delivers datagrams one by one. Consecutive
 parts of one wake-up are joined by copying: the kernel handles one super-packet faster than its parts. `flush` ends
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from .layout import MAX_STREAM, MAX_STREAM_SLICES, STREAM_SIZE
 from .slices import HEADROOM, KIND_MASK, MAX_PACKET, Assembly, Drops, LaneSink, Rows, Run, Shape, total_length
 
 type SliceGroup = tuple[int, int, int, int, int, int]
@@ -24,13 +25,18 @@ TOP: Final = HEADROOM + BELOW
 class Room:
     """The buffers into which datagrams are opened, and the views on them. One Room serves all lanes of a thread."""
 
-    __slots__ = ("held", "holder", "opened", "row")
+    __slots__ = ("held", "holder", "opened", "plain", "row", "stretch", "stretch_holder")
 
     def __init__(self) -> None:
         self.opened = memoryview(bytearray(TOP + MAX_PACKET))
         self.held = memoryview(bytearray(HEADROOM + MAX_PACKET))
         self.holder: Joiner | None = None
         """The owner of the slices in `held`."""
+        self.stretch = memoryview(bytearray(MAX_PACKET))
+        self.stretch_holder: StreamJoiner | None = None
+        """The owner of the bytes in `stretch`."""
+        self.plain = memoryview(bytearray(MAX_STREAM + MAX_STREAM_SLICES * STREAM_SIZE))
+        """What is being sealed of a stream, with its headers."""
         self.row = Rows().row
 
 
@@ -116,3 +122,53 @@ class Joiner:
         packet = self.assembly.add(key, run, out[start:end])
         if packet is not None:
             self._sink.run(memoryview(packet), HEADROOM, len(packet), Run(run.shape, 0, of, of))
+
+
+class StreamJoiner:
+    """Joins the bytes of one session's streams that come in datagrams one by one, as far as they follow each other:
+    they cost their receiver one call then."""
+
+    __slots__ = ("_count", "_end", "_first", "_next", "_room", "_sink", "_stream")
+
+    def __init__(self, sink: LaneSink, room: Room) -> None:
+        self._sink = sink
+        self._room = room
+        # What is held: bytes up to `_end`, of datagrams from counter `_first` on, up to offset `_next` of the stream.
+        self._stream = self._next = self._first = self._count = self._end = 0
+
+    def hold(self, start: int, end: int, stream: int, offset: int, counter: int, ask: bool) -> None:
+        """Append what came in one datagram."""
+        room = self._room
+        if room.stretch_holder is not self:
+            if room.stretch_holder is not None:
+                room.stretch_holder.flush()
+            room.stretch_holder = self
+        held, at, size = room.stretch, self._end, end - start
+        if (
+            not self._count
+            or offset != self._next
+            or stream != self._stream
+            or counter != self._first + self._count
+            or at + size > len(held)
+        ):
+            self.flush()
+            self._stream, self._next, self._first, at = stream, offset, counter, 0
+        self._end = at + size
+        held[at : self._end] = room.opened[start:end]
+        self._next += size
+        self._count += 1
+        if ask:
+            self.flush(True)
+
+    def forget(self) -> None:
+        """Drop what is held."""
+        self._count = 0
+
+    def flush(self, ask: bool = False) -> None:
+        """Deliver what is held."""
+        count, self._count = self._count, 0
+        if count:
+            end = self._end
+            self._sink.stream(
+                self._stream, self._next - end, self._room.stretch, 0, end, self._first, count, ask
+            )

@@ -10,13 +10,28 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..crypto.primitives import Aead, InvalidTag
-from .joining import BELOW, TOP, Joiner, Room
-from .layout import EXPRESS_KIND, FIELDS, HEADER, KIND, LANE_HEADER, MAX_TRAIN, OVERHEAD, SLICE
+from .joining import BELOW, TOP, Joiner, Room, StreamJoiner
+from .layout import (
+    EXPRESS_KIND,
+    FIELDS,
+    FRAMES,
+    FRAMES_ASK,
+    HEADER,
+    KIND,
+    LANE_HEADER,
+    MAX_TRAIN,
+    OVERHEAD,
+    SLICE,
+    STREAM_ASK,
+    STREAM_HEADER,
+    STREAM_SIZE,
+)
 from .replay import ReplayWindow
 from .slices import MAX_PACKET, SLICE_SIZE, Drops, LaneSink, Run, Shape, spaced
-from .train import WHOLE, Found, Train, open_train, slice_header
+from .train import STREAMS, WHOLE, Found, StreamRun, Train, open_train, slice_header
 
 _KINDS: Final = frozenset((KIND, EXPRESS_KIND))
+_FRAMES: Final = frozenset((FRAMES, FRAMES_ASK))
 _LEAST: Final = OVERHEAD + 1
 """Bytes of the smallest datagram."""
 
@@ -42,15 +57,16 @@ class Opener:
     __slots__ = (
         "_deliver",
         "_epochs",
+        "_flush",
         "_hold",
+        "_packets",
         "_room",
         "_sink",
+        "_streams",
         "_top",
         "advanced",
         "assembly",
         "drops",
-        "flush",
-        "forget",
         "heard",
     )
 
@@ -58,15 +74,16 @@ class Opener:
         self._epochs = epochs
         self._sink = sink
         self._room = room
-        self._top = (-1, -1)
+        self._top = -1
         self.drops = drops
         joiner = Joiner(sink, room, drops)
         self.assembly = joiner.assembly
         # Bound once, because they are called for every packet.
         self._hold = joiner.hold
         self._deliver = joiner.deliver
-        self.flush = joiner.flush
-        self.forget = joiner.forget
+        self._flush = joiner.flush
+        self._packets = joiner
+        self._streams = StreamJoiner(sink, room)
         self.heard = 0
         """Authentic bytes (whole UDP payloads) of the last batch."""
         self.advanced = False
@@ -133,25 +150,44 @@ class Opener:
         window.mark_range(counter, counter)
         epoch.heard += 1
         self.heard = size
-        if (epoch.number, counter) > self._top:
-            self._top = (epoch.number, counter)
+        if counter > self._top:
+            self._top = counter
             self.advanced = True
         if out[TOP] != SLICE:
-            self._sink.message(out[TOP], out[TOP + 1 : top], size)
+            self._hand_on_one(counter, top, size)
             return
         _, flags, index, of, gso, header = slice_header(out, TOP, top)
         if of == 1 and not gso:
-            self.flush()
+            self._flush()
             self._sink.run(out, TOP + SLICE_SIZE, top, WHOLE[flags])
         elif gso and of > 1:
             group = epoch.index, counter - index, flags, of, gso, header
             self._hold(TOP + SLICE_SIZE, top, index, 1, group)
         elif of:
-            self.flush()
+            self._flush()
             run = Run(Shape(flags, gso, header), index, 1, of)
             self._deliver(out, TOP + SLICE_SIZE, top, run, (epoch.index, counter - index))
         else:
             self.drops.malformed += 1
+        self._sink.opened(counter, counter)
+
+    def _hand_on_one(self, counter: int, top: int, size: int) -> None:
+        """Give what is no slice of a packet, and came alone, to the sink or to the joiner."""
+        out, sink = self._room.opened, self._sink
+        kind = out[TOP]
+        if kind in STREAMS:
+            if top - TOP > STREAM_SIZE:
+                _, _, stream, offset = STREAM_HEADER.unpack_from(out, TOP)
+                self._streams.hold(TOP + STREAM_SIZE, top, stream, offset, counter, kind == STREAM_ASK)
+                return
+            self.drops.malformed += 1
+        elif kind in _FRAMES:
+            self._streams.flush()
+            sink.frames(out[TOP + 1 : top], counter, kind == FRAMES_ASK)
+            return
+        else:
+            sink.message(kind, out[TOP + 1 : top], size)
+        sink.opened(counter, counter)
 
     def _open_mixture(
         self, fields: tuple[int, ...], data: memoryview, begin: int, segment: int, last: int
@@ -191,7 +227,7 @@ class Opener:
         found, failed, heard = open_train(train, self._room, self.drops)
         if self._account(epoch, counter, train[4], failed):
             self.heard += heard
-            self._hand_on(epoch.index, counter, found)
+            self._hand_on(epoch.index, counter, found, train[4], failed)
 
     def _account(self, epoch: Receiving, counter: int, number: int, failed: list[int]) -> bool:
         """Mark `number` counters from `counter` on as seen, but not the positions that `failed`; False if all did."""
@@ -208,27 +244,64 @@ class Opener:
         else:
             epoch.window.mark_range(counter, newest)
             epoch.heard += number
-        if (epoch.number, newest) > self._top:
-            self._top = (epoch.number, newest)
+        if newest > self._top:
+            self._top = newest
             self.advanced = True
         return True
 
-    def _hand_on(self, epoch: int, counter: int, found: list[Found]) -> None:
-        """Give everything to the sink, or to the joiner if more parts of its packet may follow. The train's first
-        datagram has `counter`."""
+    def _hand_on(self, epoch: int, counter: int, found: list[Found], number: int, failed: list[int]) -> None:
+        """Give everything to the sink, or to the joiner if more parts of its packet may follow. The train has `number`
+        datagrams from `counter` on, of which those at the positions `failed` did not open."""
         out = self._room.opened
+        told: list[int] = []
         # In ascending order: what lies in front of a run is delivered already, so its headroom may overlap that.
         message, deliver = self._sink.message, self._sink.run
         for start, top, size, found_run, position in reversed(found):
             if found_run is None:
-                message(out[start], out[start + 1 : top], size)
+                kind = out[start]
+                if kind in _FRAMES:
+                    self._streams.flush()
+                    self._sink.frames(out[start + 1 : top], counter + position, kind == FRAMES_ASK)
+                    told.append(position)
+                else:
+                    message(kind, out[start + 1 : top], size)
+                continue
+            if isinstance(found_run, StreamRun):
+                stream, offset, count, ask = found_run
+                self._streams.flush()
+                self._sink.stream(stream, offset, out, start, top, counter + position, count, ask)
+                told.extend(range(position, position + count))
                 continue
             (flags, gso, header), index, count, of = found_run
             if gso and count < of:
                 self._hold(start, top, index, count, (epoch, counter + position, flags, of, gso, header))
                 continue
-            self.flush()
+            self._flush()
             if of == 1 and not gso:
                 deliver(out, start, top, found_run)
             else:
                 self._deliver(out, start, top, found_run, (epoch, counter + position))
+        if not told and not failed:
+            self._sink.opened(counter, counter + number - 1)
+        elif len(told) + len(failed) < number:
+            self._tell(counter, sorted(set(range(number)).difference(told, failed)))
+
+    def _tell(self, counter: int, positions: list[int]) -> None:
+        """Tell the sink of the datagrams at `positions` in a train, a call for all that follow each other."""
+        first = last = positions[0]
+        for position in positions[1:]:
+            if position > last + 1:
+                self._sink.opened(counter + first, counter + last)
+                first = position
+            last = position
+        self._sink.opened(counter + first, counter + last)
+
+    def flush(self) -> None:
+        """At the end of a wake-up: deliver what came one by one and was joined."""
+        self._flush()
+        self._streams.flush()
+
+    def forget(self) -> None:
+        """The session is over: drop what `flush` would deliver."""
+        self._packets.forget()
+        self._streams.forget()

@@ -1,15 +1,17 @@
-"""The datagram lane: UDP datagrams beside the reliable link, keyed from the session's epochs (layout.py has the bytes).
+"""The datagram lane: UDP datagrams beside the session's paths, keyed from its epochs (layout.py has the bytes).
 
-Out: `seal_super` writes the header of slice k + 1 over the tail of slice k, which is already sealed. In: `open_batch`
-takes all datagrams of one receive and opens the slices of a group from the last to the first: the payload of each
-slice overwrites the header of the slice after it, and the packet remains in one piece. Whatever can be done once per
-packet is not done per slice (figures in docs/benchmarks.md).
+Out: `seal_super` writes the header of slice k + 1 over the tail of slice k, which is already sealed; `seal_stream`
+leaves alone what may have to go again. In: `open_batch` takes all datagrams of one receive and opens the slices of a
+group from the last to the first: the payload of each slice overwrites the header of the slice after it, and the packet
+or the stretch of a stream remains in one piece. Whatever can be done once per packet is not done per slice (figures in
+docs/benchmarks.md).
 
 No I/O here, no clock. Unauthenticated and malformed input is counted in `drops` and never raised.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Container
 from math import inf
 from typing import Final
@@ -18,14 +20,32 @@ from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, new_aead
 from ..errors import CloseReason, LocalError, PeerError
 from .joining import Room
-from .layout import EXPRESS_KIND, FIELDS, HEADER, KIND, LANE_HEADER, MAX_TRAIN, OVERHEAD, SLICE, TAG
+from .layout import (
+    EXPRESS_KIND,
+    FIELDS,
+    HEADER,
+    KIND,
+    LANE_HEADER,
+    MAX_STREAM,
+    MAX_STREAM_SLICES,
+    MAX_TRAIN,
+    OVERHEAD,
+    SLICE,
+    STREAM,
+    STREAM_ASK,
+    STREAM_FIELDS,
+    STREAM_HEADER,
+    STREAM_OVERHEAD,
+    STREAM_SIZE,
+    TAG,
+)
 from .opening import Opener, Receiving
 from .slices import EXPRESS, FLAGS_MASK, MAX_SLICES, SLICE_HEADER, SLICE_SIZE, Drops, LaneSink, Shape, spaced
 
 MAX_SEND: Final = 65_000
 """Largest number of bytes in one send."""
-OUT_SIZE: Final = 128 * 1024
-"""Bytes of a buffer that holds any packet sealed at position 0, whatever the sizes."""
+OUT_SIZE: Final = 144 * 1024
+"""Bytes of a buffer that holds whatever is sealed at position 0 in one go."""
 LINGER: Final = 10.0
 """Seconds for which receive keys are kept after the next epoch came into use."""
 MAX_EPOCHS: Final = 4
@@ -39,13 +59,14 @@ type Send = tuple[int, int, int]
 class _LaneKeys(Receiving):
     """The keys of one epoch, both directions."""
 
-    __slots__ = ("encrypt", "peer_index", "retire_at", "sealed")
+    __slots__ = ("began", "encrypt", "peer_index", "retire_at")
 
     def __init__(self, cipher: Cipher, send: bytes, receive: bytes, index: int, number: int) -> None:
         super().__init__(new_aead(cipher, receive), index, number)
         self.encrypt = new_aead(cipher, send).encrypt_into
         self.peer_index = 0
-        self.sealed = 0
+        self.began = 0
+        """The counter of its first datagram, once it is what this side sends with."""
         self.retire_at = inf
 
 
@@ -75,8 +96,11 @@ class Lane:
         self._early_index = 0
         """What the peer has announced for the epoch after the newest one, whose secrets are not here yet: it came
         by a faster path. 0 for nothing."""
+        self.counter = 0
+        """That of the next datagram: it goes on from one key to the next."""
         room = room or Room()
         self._row = room.row
+        self._plain = room.plain
         self.drops = Drops()
         self._opener = Opener(self._epochs, sink, room, self.drops)
         self.dropped: list[int] = []
@@ -138,12 +162,15 @@ class Lane:
     @property
     def ready(self) -> bool:
         """Whether anything can be sealed."""
-        return self._sending is not None and self._sending.sealed < MAX_SEALED
+        return self._sending is not None and self.counter - self._sending.began < MAX_SEALED
 
     @property
     def spent(self) -> int:
         """Datagrams under the keys of the newest epoch, in the busier direction: rotate at 2^27."""
-        return max(self._newest.sealed, self._newest.heard) if self._newest else 0
+        newest = self._newest
+        if newest is None:
+            return 0
+        return max(self.counter - newest.began if newest is self._sending else 0, newest.heard)
 
     @property
     def incomplete(self) -> int:
@@ -166,6 +193,7 @@ class Lane:
             or (sending is not None and sending.number >= epoch.number)
         ):
             return
+        epoch.began = self.counter
         self._sending = epoch
         for earlier in self._epochs.values():
             if earlier.number < epoch.number and earlier.retire_at == inf:
@@ -178,6 +206,11 @@ class Lane:
 
     # --- sealing ---------------------------------------------------------------------------------------------------
 
+    def skip(self) -> int:
+        """Leave out the next counter and return it: whoever acknowledges it has not received what it says."""
+        self.counter += 1
+        return self.counter - 1
+
     def seal(self, message: bytes, out: memoryview, position: int) -> int:
         """Write one datagram with `message` (type byte first) to `out` at `position`; return the position after it.
 
@@ -186,8 +219,8 @@ class Lane:
         epoch = self._sending
         if epoch is None or not self.ready:
             raise LocalError("the lane has no key to send with")
-        counter = epoch.sealed
-        epoch.sealed = counter + 1
+        counter = self.counter
+        self.counter = counter + 1
         body = position + HEADER
         end = body + len(message) + TAG
         LANE_HEADER.pack_into(out, position, KIND, epoch.peer_index, counter)
@@ -217,7 +250,7 @@ class Lane:
             kind, flags = EXPRESS_KIND, flags & FLAGS_MASK
         payload = end - start - header
         most = size - OVERHEAD - SLICE_SIZE - header
-        if epoch is None or epoch.sealed >= MAX_SEALED or most < 1:
+        if epoch is None or self.counter - epoch.began >= MAX_SEALED or most < 1:
             self.drops.unsent += 1
             return []
         if 0 < gso <= most and payload <= gso * MAX_SLICES:
@@ -226,9 +259,9 @@ class Lane:
         else:
             count = -(-payload // most)
             piece = -(-payload // count)
-        counter = epoch.sealed
+        counter = self.counter
         # Count before sealing: after an error no counter may be used twice.
-        epoch.sealed = counter + count
+        self.counter = counter + count
         encrypt, index = epoch.encrypt, epoch.peer_index
         at = start - SLICE_SIZE
         if count == 1:
@@ -264,12 +297,9 @@ class Lane:
         `prefix`: slice header and the packet's own headers. The first slice goes to `buffer[at:]`, the packet ends at
         `end`. All are sealed in one go and cut into sends only then.
         """
-        encrypt, row, width = epoch.encrypt, self._row, len(prefix)
+        encrypt, row, width, last = epoch.encrypt, self._row, len(prefix), count - 1
         segment = OVERHEAD + width + piece
-        fields = [KIND, epoch.peer_index, 0] * count
-        fields[2::3] = range(counter, counter + count)
-        spaced(FIELDS, count, segment - HEADER).pack_into(out, position, *fields)
-        last = count - 1
+        _write_headers(out, position, segment, epoch.peer_index, counter, count)
         for k, top, plain, nonce, head, place in zip(
             range(last),
             row(buffer, at, piece, width, last),
@@ -285,13 +315,70 @@ class Lane:
         # The last one may be shorter.
         prefix[2] = last
         at += piece * last
-        final = position + segment * last
-        body = final + HEADER
-        finish = body + end - at + TAG
         buffer[at : at + width] = prefix
-        encrypt(out[final + 1 : body], buffer[at:end], out[final:body], out[body:finish])
-        step = segment * min(MAX_TRAIN, MAX_SEND // segment)
-        return [(begin, min(begin + step, finish), segment) for begin in range(position, finish, step)]
+        return _seal_last(epoch, buffer[at:end], out, position, segment, last)
+
+    def seal_stream(
+        self,
+        stream: int,
+        offset: int,
+        buffer: memoryview,
+        start: int,
+        end: int,
+        size: int,
+        out: memoryview,
+        position: int,
+        ask: bool,
+    ) -> tuple[list[Send], int, int]:
+        """Seal the bytes of a stream at buffer[start:end], which begin at `offset`, to `out` from `position` on.
+
+        Each datagram takes `size - STREAM_OVERHEAD` of them, the last one what remains; `ask`: it asks for an
+        acknowledgement at once. `size` is the largest UDP payload that the path carries, and at least twice the
+        STREAM_OVERHEAD. At most MAX_STREAM bytes and MAX_STREAM_SLICES datagrams at a time.
+
+        Returns the sends, the counter of the first datagram, and their number. `buffer` remains as it is, since the
+        bytes may have to go again, at another place in the datagrams: so they are copied together with their headers,
+        all in two calls, which costs less than new views of `buffer`. `out` needs OUT_SIZE bytes after `position`.
+        Raises LocalError unless `ready`.
+        """
+        epoch = self._sending
+        if epoch is None or not self.ready:
+            raise LocalError("the lane has no key to send with")
+        length, piece = end - start, size - STREAM_OVERHEAD
+        if piece < STREAM_OVERHEAD or not 0 < length <= min(MAX_STREAM, piece * MAX_STREAM_SLICES):
+            raise LocalError(f"{length} bytes of a stream do not go in datagrams of {size} bytes")
+        count = -(-length // piece)
+        counter, last = self.counter, count - 1
+        # As above: before sealing.
+        self.counter = counter + count
+        segment, width, plain = size, STREAM_SIZE + piece, self._plain
+        if last:
+            _write_headers(out, position, size, epoch.peer_index, counter, count)
+            fields: list[int | bytes] = [STREAM, 0, stream, offset, b""] * last
+            fields[1::5] = range(last)
+            fields[3::5] = range(offset, offset + piece * last, piece)
+            fields[4::5] = spaced(f"{piece}s", last, 0).unpack_from(buffer, start)
+            spaced(f"{STREAM_FIELDS}{piece}s", last, 0).pack_into(plain, 0, *fields)
+            row = self._row
+            deque(
+                map(
+                    epoch.encrypt,
+                    row(out, position + 1, size, HEADER - 1, last)[:last],
+                    row(plain, 0, width, width, last),
+                    row(out, position, size, HEADER, last),
+                    row(out, position + HEADER, size, size - HEADER, last),
+                ),
+                maxlen=0,
+            )
+        else:
+            segment = STREAM_OVERHEAD + length
+            LANE_HEADER.pack_into(out, position, KIND, epoch.peer_index, counter)
+        done = piece * last
+        kind = STREAM_ASK if ask else STREAM
+        STREAM_HEADER.pack_into(plain, 0, kind, last, stream, offset + done)
+        top = STREAM_SIZE + length - done
+        plain[STREAM_SIZE:top] = buffer[start + done : end]
+        return _seal_last(epoch, plain[:top], out, position, segment, last), counter, count
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
@@ -314,6 +401,27 @@ class Lane:
             for epoch in list(self._epochs.values()):
                 self._move(epoch, now)
         return heard
+
+
+def _write_headers(
+    out: memoryview, position: int, segment: int, index: int, counter: int, count: int
+) -> None:
+    """Write the lane headers of `count` datagrams, `segment` bytes from one to the next."""
+    fields = [KIND, index, 0] * count
+    fields[2::3] = range(counter, counter + count)
+    spaced(FIELDS, count, segment - HEADER).pack_into(out, position, *fields)
+
+
+def _seal_last(
+    epoch: _LaneKeys, plain: memoryview, out: memoryview, position: int, segment: int, last: int
+) -> list[Send]:
+    """Seal the last slice, number `last`, which may be shorter, and cut all of them into sends."""
+    final = position + segment * last
+    body = final + HEADER
+    finish = body + len(plain) + TAG
+    epoch.encrypt(out[final + 1 : body], plain, out[final:body], out[body:finish])
+    step = segment * min(MAX_TRAIN, MAX_SEND // segment)
+    return [(begin, min(begin + step, finish), segment) for begin in range(position, finish, step)]
 
 
 def _checked(index: int, before: int) -> int:

@@ -81,8 +81,30 @@ class LaneSink(Protocol):
     def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         """Slices of a packet: headers and payload at buffer[start:end], after HEADROOM bytes for overwriting."""
 
+    def stream(
+        self,
+        stream: int,
+        offset: int,
+        buffer: memoryview,
+        start: int,
+        end: int,
+        first: int,
+        count: int,
+        ask: bool,
+    ) -> None:
+        """Bytes of a stream from `offset` on stand at buffer[start:end]. They came in `count` datagrams with counters
+        from `first` on, of which the last may ask for an acknowledgement at once. The receiver says whether these count
+        as received: what it has no room for must come again."""
+
+    def frames(self, body: memoryview, counter: int, ask: bool) -> None:
+        """Frames of the session, in one datagram; else as `stream`."""
+
     def message(self, kind: int, body: memoryview, size: int) -> None:
         """Another message, without its type byte; `size`: bytes of its whole UDP payload. Ignore unknown kinds."""
+
+    def opened(self, first: int, last: int) -> None:
+        """All else that was authentic, malformed or not, has the counters `first` to `last`. Called once for a train
+        that holds nothing else, after what is in it."""
 
 
 @dataclass(slots=True)

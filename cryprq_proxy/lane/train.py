@@ -8,7 +8,7 @@ payload of each slice overwrites the header of the slice after it:
     opened 1st               | header, headers | payload 2 |
     what remains | header, headers | payload 0 | payload 1 | payload 2 |
 
-So nothing is copied, and decryption is the only work per slice.
+So nothing is copied, and decryption is the only work per slice. It is the same with a stretch of a stream.
 """
 
 from __future__ import annotations
@@ -16,11 +16,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from operator import length_hint
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..crypto.primitives import Buffer, InvalidTag
 from .joining import TOP, Room
-from .layout import HEADER, OVERHEAD, SLICE
+from .layout import (
+    HEADER,
+    OVERHEAD,
+    SLICE,
+    STREAM,
+    STREAM_ASK,
+    STREAM_HEADER,
+    STREAM_OVERHEAD,
+    STREAM_SIZE,
+)
 from .slices import (
     FLAGS_MASK,
     KIND_MASK,
@@ -36,14 +45,27 @@ from .slices import (
 
 WHOLE: Final = {flags: Run(Shape(flags, 0, 0), 0, 1, 1) for flags in (PLAIN, PLAIN | NEEDS_CSUM)}
 """The run of a whole packet in one slice, by its flags."""
+STREAMS: Final = frozenset((STREAM, STREAM_ASK))
 _INVALID: Final = (0, 0, 0, 0, 0, 0)
+
+
+class StreamRun(NamedTuple):
+    """Consecutive bytes of a stream, from `count` datagrams that followed each other."""
+
+    stream: int
+    offset: int
+    count: int  # type: ignore[assignment]  # as in Run
+    ask: bool
+    """Whether the last datagram asks for an acknowledgement."""
+
 
 type Decrypt = Callable[[Buffer, Buffer, Buffer, Buffer], int]
 type SliceFields = tuple[int, int, int, int, int, int]
 """The fields of a slice header (slices.py)."""
-type Found = tuple[int, int, int, Run | None, int]
+type Found = tuple[int, int, int, Run | StreamRun | None, int]
 """Start and end of a message or a run of slices in `Room.opened`, the size of its datagram (0 for a run), the run, and
-the position of the packet's slice 0 in the train (negative if the train does not hold it)."""
+the position in the train of the message, of the packet's slice 0 (negative if the train does not hold it), or of the
+first datagram of a stream's run."""
 
 
 type Train = tuple[Decrypt, memoryview, int, int, int, int]
@@ -72,7 +94,16 @@ def open_train(train: Train, room: Room, drops: Drops) -> tuple[list[Found], lis
             continue
         top = place + size - OVERHEAD
         count = 1
-        if out[place] != SLICE:
+        kind = out[place]
+        if kind in STREAMS:
+            run, count, place = _open_stream(train, room, at, size, place)
+            if run is not None:
+                found.append(run)
+            elif top - place > STREAM_SIZE:
+                drops.disagreement += count
+            else:
+                drops.malformed += 1
+        elif kind != SLICE:
             found.append((place, top, size, None, at))
             place -= plain
         else:
@@ -116,6 +147,24 @@ def _open_packet(
     run = Run(Shape(flags, gso, header), first, count, of)
     packet = lowest + SLICE_SIZE, place + size - OVERHEAD, 0, run, at - index
     return packet, count, lowest - header - payload
+
+
+def _open_stream(train: Train, room: Room, at: int, size: int, place: int) -> tuple[Found | None, int, int]:
+    """As `_open_packet`, for bytes of a stream: also None if there are none in the last datagram."""
+    top, payload = place + size - OVERHEAD, train[3] - STREAM_OVERHEAD
+    if top - place <= STREAM_SIZE:
+        return None, 1, place
+    kind, index, stream, offset = STREAM_HEADER.unpack_from(room.opened, place)
+    count = 1
+    if index and at and payload > 0:
+        count += _open_below(train, room, at, min(index, at), size, place, payload)
+        place -= payload * (count - 1)
+        offset -= payload * (count - 1)
+        header = STREAM_HEADER.unpack_from(room.opened, place)
+        if header[0] not in STREAMS or header[1:] != (index - count + 1, stream, offset):
+            return None, count, place
+    run = StreamRun(stream, offset, count, kind == STREAM_ASK)
+    return (place + STREAM_SIZE, top, 0, run, at - count + 1), count, place - payload
 
 
 def _open_below(train: Train, room: Room, at: int, below: int, size: int, place: int, payload: int) -> int:

@@ -1,4 +1,5 @@
-"""Invariant: no datagram makes the lane raise, and what it hands on lies within its buffer and its bounds."""
+"""Invariant: no datagram makes the lane raise; what it hands on lies within its buffer and its bounds; no counter is
+told twice."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 with atheris.instrument_imports(include=["cryprq_proxy"]):
     from cryprq_proxy.crypto.primitives import Cipher, new_aead
-    from cryprq_proxy.lane.layout import KIND, SLICE
+    from cryprq_proxy.lane.layout import (
+        FRAMES,
+        KIND,
+        SLICE,
+        STREAM,
+        STREAM_ASK,
+        STREAM_HEADER,
+        STREAM_OVERHEAD,
+    )
     from cryprq_proxy.lane.path import LEAST
     from cryprq_proxy.lane.path import Path as LanePath
     from cryprq_proxy.lane.slices import ASSEMBLED_BYTES, HEADROOM, Run
@@ -28,6 +37,7 @@ class Sink:
     def __init__(self, path: LanePath) -> None:
         self.path = path
         self.now = 0.0
+        self.told: set[int] = set()
 
     def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         if not HEADROOM <= start < end <= len(buffer):
@@ -39,13 +49,38 @@ class Sink:
     def message(self, kind: int, body: memoryview, size: int) -> None:
         self.path.message(kind, body, size, ("client", 1), self.now)
 
+    def stream(
+        self,
+        stream: int,
+        offset: int,
+        buffer: memoryview,
+        start: int,
+        end: int,
+        first: int,
+        count: int,
+        ask: bool,
+    ) -> None:
+        if not 0 <= start < end <= len(buffer) or offset < 0:
+            raise RuntimeError("bytes of a stream outside of the buffer")
+        self.opened(first, first + count - 1)
+
+    def frames(self, body: memoryview, counter: int, ask: bool) -> None:
+        self.opened(counter, counter)
+
+    def opened(self, first: int, last: int) -> None:
+        counters = set(range(first, last + 1))
+        if not counters or counters & self.told:
+            raise RuntimeError("a counter is told twice")
+        self.told |= counters
+
 
 def fuzz(data: bytes) -> None:
     provider = atheris.FuzzedDataProvider(data)
     path = LanePath(False, CEILING, lambda size: bytes(range(size)), 0.0)
     sink = Sink(path)
     _, lane, _, _ = lanes()
-    lane._opener._sink = sink
+    opener = lane._opener
+    opener._sink = opener._packets._sink = opener._streams._sink = sink
     counter = 0
     while provider.remaining_bytes():
         segment = provider.ConsumeIntInRange(28, 200)
@@ -55,8 +90,15 @@ def fuzz(data: bytes) -> None:
             counter += provider.PickValueInList([1, 1, 1, 1, 1, 0, -1, 3, 9000])
             head = struct.pack("!BIQ", KIND, index, max(counter, 0))
             plaintext = provider.ConsumeBytes(provider.ConsumeIntInRange(1, 60))
-            if provider.ConsumeBool():
+            shape = provider.ConsumeIntInRange(0, 3)
+            if shape == 1:
                 plaintext = bytes((SLICE,)) + plaintext
+            elif shape > 1:
+                kind = provider.PickValueInList([STREAM, STREAM, STREAM_ASK, FRAMES])
+                place = provider.ConsumeIntInRange(0, 9)
+                each = max(segment - STREAM_OVERHEAD, 1)
+                offset = provider.PickValueInList([place * each, provider.ConsumeIntInRange(0, 2**64 - 1)])
+                plaintext = STREAM_HEADER.pack(kind, place, 7, offset) + plaintext
             plaintext = plaintext.ljust(max(segment - 29, 1), b"\x45")[: max(segment - 29, 1)]
             one = bytearray(head + AEAD.encrypt(head[1:], plaintext, head))
             if not provider.ConsumeIntInRange(0, 7):
@@ -64,6 +106,8 @@ def fuzz(data: bytes) -> None:
             train += one
         size = provider.ConsumeIntInRange(0, len(train))
         heard = lane.open_batch(memoryview(bytearray(train)), size, segment, sink.now)
+        if provider.ConsumeBool():
+            lane.flush()
         if heard > size:
             raise RuntimeError("more was heard than came")
         if heard:

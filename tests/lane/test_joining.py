@@ -12,19 +12,16 @@ from cryprq_proxy.lane.joining import Joiner, Room
 from cryprq_proxy.lane.sealing import Lane
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, PLAIN, Drops, Run, Shape
 from tests.support.lanes import GSO, WHOLE_PLAIN, datagrams
-from tests.vectors.make_lane import lanes, seal_packet, tcp4
+from tests.vectors.make_lane import Recorder, lanes, seal_packet, tcp4
 
 
 def test_no_packet_is_larger_than_ip_allows() -> None:
     """A train is longer than that, and a peer may say that all of it is one packet."""
     given: list[int] = []
 
-    class Sink:
+    class Sink(Recorder):
         def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
             given.append(end - start)
-
-        def message(self, kind: int, body: memoryview, size: int) -> None:
-            raise AssertionError
 
     room = Room()
     joiner = Joiner(Sink(), room, Drops())

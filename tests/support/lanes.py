@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.lane.layout import KIND, SLICE
-from cryprq_proxy.lane.sealing import Lane
+from cryprq_proxy.lane.sealing import OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import NEEDS_CSUM, PLAIN, SLICE_HEADER, TCP4, Run, Shape
 from tests.vectors.make_lane import EPOCH, EXIT_INDEX
 
@@ -28,6 +28,15 @@ def datagrams(sent: bytes, segment: int) -> list[bytes]:
 def message(lane: Lane, body: bytes) -> bytes:
     out = memoryview(bytearray(2000))
     return bytes(out[: lane.seal(body, out, 0)])
+
+
+def seal_stream(
+    lane: Lane, data: bytes, offset: int, size: int, *, stream: int = 7, ask: bool = False
+) -> list[tuple[bytes, int]]:
+    """The sends in which bytes of a stream leave, each with the size of its datagrams."""
+    out = memoryview(bytearray(OUT_SIZE))
+    sends, _, _ = lane.seal_stream(stream, offset, memoryview(data), 0, len(data), size, out, 0, ask)
+    return [(bytes(out[begin:end]), segment) for begin, end, segment in sends]
 
 
 def forged(plaintext: bytes, counter: int, index: int = EXIT_INDEX) -> bytes:

@@ -41,6 +41,9 @@ class Recorder:
     def __init__(self) -> None:
         self.runs: list[tuple[bytes, Run]] = []
         self.messages: list[tuple[int, bytes, int]] = []
+        self.streams: list[tuple[int, int, bytes, int, int, bool]] = []
+        self.all_frames: list[tuple[bytes, int, bool]] = []
+        self.others: list[tuple[int, int]] = []
 
     def run(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
         self.runs.append((bytes(buffer[start:end]), run))
@@ -48,6 +51,26 @@ class Recorder:
 
     def message(self, kind: int, body: memoryview, size: int) -> None:
         self.messages.append((kind, bytes(body), size))
+
+    def stream(
+        self,
+        stream: int,
+        offset: int,
+        buffer: memoryview,
+        start: int,
+        end: int,
+        first: int,
+        count: int,
+        ask: bool,
+    ) -> None:
+        self.streams.append((stream, offset, bytes(buffer[start:end]), first, count, ask))
+        buffer[start:end] = b"\xdd" * (end - start)
+
+    def frames(self, body: memoryview, counter: int, ask: bool) -> None:
+        self.all_frames.append((bytes(body), counter, ask))
+
+    def opened(self, first: int, last: int) -> None:
+        self.others.append((first, last))
 
 
 def tcp4(payload: bytes, header: int = 40) -> bytes:

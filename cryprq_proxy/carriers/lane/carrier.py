@@ -243,6 +243,27 @@ class LaneCarrier:
         elif self._source is not None:
             self.path.message(kind, body, size, self._source, self._now)
 
+    def stream(
+        self,
+        stream: int,
+        offset: int,
+        buffer: memoryview,
+        start: int,
+        end: int,
+        first: int,
+        count: int,
+        ask: bool,
+    ) -> None:
+        """Called by the lane: no stream is sent here yet."""
+        self._malformed += count
+
+    def frames(self, body: memoryview, counter: int, ask: bool) -> None:
+        """Called by the lane, as `stream`."""
+        self._malformed += 1
+
+    def opened(self, first: int, last: int) -> None:
+        """Called by the lane: nothing is acknowledged yet."""
+
     # --- time ------------------------------------------------------------------------------------------------------
 
     def _begin(self, now: float) -> None:
