@@ -58,6 +58,7 @@ from cryprq_proxy.outbound.resolving import (
 )
 from cryprq_proxy.pairing import invite_store
 from cryprq_proxy.process import answers, control, overlap, recent_errors
+from cryprq_proxy.recovery import flight, received, recovery
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
@@ -436,6 +437,21 @@ REACHED = {
     "probes of the lane that wait for an answer": [
         "lane/test_path.py::test_whatever_comes_the_path_stays_within_its_bounds"
     ],
+    "ranges of counters remembered on the lane, of what came; told at once": [
+        "recovery/test_received.py::test_no_more_ranges_are_kept_than_there_may_be",
+        "recovery/test_received.py::test_the_highest_ranges_are_told",
+    ],
+    "datagrams in flight on the lane": [
+        "recovery/test_recovery.py::test_no_more_is_in_flight_than_there_may_be"
+    ],
+    "lost runs of datagrams remembered; counters left out; how far behind a datagram may come that is not lost": [
+        "recovery/test_flight.py::test_few_lost_runs_are_remembered",
+        "recovery/test_recovery.py::test_few_left_out_counters_are_remembered",
+        "recovery/test_flight.py::test_thresholds_have_a_bound",
+    ],
+    "time between two probes of a silent lane; in the first 10 s": [
+        "recovery/test_recovery.py::test_time_outs_double_up_to_a_bound"
+    ],
     "epochs in the status": ["session/test_status.py::test_the_ledger_is_bounded_and_holds_no_keys"],
     "what the kernel keeps for a socket of the lane, in each direction": [
         "carriers/lane/test_udp_socket.py::test_options_of_root"
@@ -726,6 +742,20 @@ NUMBERS: dict[str, list[float]] = {
     "views of the lane's buffers that are kept for later": [slices.MAX_VIEWS],
     "counters of datagrams remembered for each lane key, against replays": [replay.WINDOW],
     "probes of the lane that wait for an answer": [lane_path._OUTSTANDING],
+    "ranges of counters remembered on the lane, of what came; told at once": [
+        received.MAX_RANGES,
+        received.SENT_RANGES,
+    ],
+    "datagrams in flight on the lane": [flight.MAX_DATAGRAMS],
+    "lost runs of datagrams remembered; counters left out; how far behind a datagram may come that is not lost": [
+        flight.REMEMBERED,
+        recovery.SKIPPED,
+        flight.MAX_THRESHOLD,
+    ],
+    "time between two probes of a silent lane; in the first 10 s": [
+        recovery.LONGEST_TIMEOUT,
+        recovery.LONGEST_TIMEOUT_AT_FIRST,
+    ],
     "epochs in the status": [epochs.MAX_EPOCHS],
     "sent to an address that is not yet proved, on the lane": [lane_path.CHALLENGE_INTERVAL],
     "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [

@@ -24,7 +24,7 @@ FACTOR: Final = 9 / 8
 MAX_FACTOR: Final = 2.0
 _CALM: Final = 16
 """Round trips without a spurious loss, after which the thresholds come halfway back."""
-_REMEMBERED: Final = 128
+REMEMBERED: Final = 128
 """Lost runs, in which late acknowledgements are looked for during three round trips."""
 
 
@@ -151,7 +151,7 @@ class Flight[Cargo]:
         self._trains: list[Train[Cargo]] = []
         # Those that elicit, oldest first; what is settled goes when it comes to the head.
         self._eliciting: deque[Train[Cargo]] = deque()
-        self._lost_runs: deque[_LostRun[Cargo]] = deque(maxlen=_REMEMBERED)
+        self._lost_runs: deque[_LostRun[Cargo]] = deque(maxlen=REMEMBERED)
         self._delivered_at = self._first_sent_at = 0.0
         # Application-limited until more than this is delivered; so at first, since nothing is known of the path.
         self._limited_until = 0
@@ -224,12 +224,12 @@ class Flight[Cargo]:
 
         The threshold that was too strict is raised (RFC 9002 section 6.1.1); after a calm time it comes back.
         """
+        if self.threshold > THRESHOLD or self.factor > FACTOR:
+            self._calm_down(now, round_trip)
         if not self._lost_runs:
-            if self.threshold > THRESHOLD or self.factor > FACTOR:
-                self._calm_down(now, round_trip)
             return 0
         found = 0
-        kept: deque[_LostRun[Cargo]] = deque(maxlen=_REMEMBERED)
+        kept: deque[_LostRun[Cargo]] = deque(maxlen=REMEMBERED)
         for run in self._lost_runs:
             at = bisect_right(bounds, run.first)
             begin = run.first if at % 2 else bounds[at] if at < len(bounds) else run.behind
@@ -266,8 +266,9 @@ class Flight[Cargo]:
         below = acked + 1 - self.threshold
         while run < len(firsts) and firsts[run] < acked:
             train = trains[run]
-            limit = acked if train.sent_at + patience <= now else below
-            begin, end = firsts[run], min(behinds[run], limit)
+            begin, end = firsts[run], behinds[run]
+            if train.sent_at + patience > now:
+                end = min(end, below)
             if end <= begin:
                 break
             size += train.size(begin, end)

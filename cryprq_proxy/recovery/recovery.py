@@ -23,6 +23,7 @@ from .flight import MAX_DATAGRAMS, Flight, Lost, Part, Train
 from .pacer import Pacer
 from .received import AckFrame
 from .round_trip import RoundTrip
+from .rounds import Rounds
 
 PROBED: Final = 2
 """Trains whose cargo comes back after a probe time-out, and datagrams for which there is room then."""
@@ -81,6 +82,7 @@ class Recovery[Cargo]:
         "lost",
         "pacer",
         "round_trip",
+        "rounds",
         "spurious",
         "timeouts",
     )
@@ -101,6 +103,7 @@ class Recovery[Cargo]:
         self.round_trip = RoundTrip()
         if round_trip:
             self.round_trip.add(round_trip, 0.0, now)
+        self.rounds = Rounds(now)
         self.timeouts = 0
         """Probe time-outs in a row, without any acknowledgement."""
         self.lost = 0
@@ -244,6 +247,7 @@ class Recovery[Cargo]:
         lost = self._lose(now)
         self._count(acked.datagrams, 0)
         if newest is not None:
+            self.rounds.acked(acked.datagrams, newest.delivered, flight.delivered, newest.app_limited, now)
             self._tell(newest, acked.size, lost.size, sample, frame.ce, now)
         return Settled(acked.parts, lost.parts, False)
 
@@ -252,6 +256,7 @@ class Recovery[Cargo]:
         lost = self._flight.lost(now, max(trip.latest, trip.smoothed))
         if lost.size:
             self.lost += lost.datagrams
+            self.rounds.lost(lost.datagrams)
             self._count(0, lost.datagrams)
             self.control.lost(lost.size, now, self._flight.size)
         return lost
@@ -333,6 +338,7 @@ class Recovery[Cargo]:
         self.round_trip = RoundTrip()
         self._since = self._progress_at = now
         self.timeouts = self._probe_room = 0
+        self.rounds.restart(now, self._flight.delivered)
         self.control.reset(now)
 
     def _free(self) -> int:
@@ -345,6 +351,7 @@ class Recovery[Cargo]:
         """`now`. If the clock was put back, nothing that is known happened later."""
         if now < self._now:
             self._flight.not_after(now)
+            self.rounds.restart(now, self._flight.delivered)
             self._since, self._progress_at = min(self._since, now), min(self._progress_at, now)
             self._silent_since, self._last_timeout = (
                 min(self._silent_since, now),
