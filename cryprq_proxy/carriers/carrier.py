@@ -88,6 +88,11 @@ class Carrier:
         path.abandoned = self._abandoned
         path.unanswered = lambda: unanswered(sock)
 
+    @property
+    def local(self) -> str:
+        """The address from which it is connected, while it is open. Raises OSError."""
+        return str(self._sock.getsockname()[0])
+
     def pass_to(self, owner: CarrierOwner) -> None:
         """From now on `owner` is told of the end, and no other."""
         self._owner = owner

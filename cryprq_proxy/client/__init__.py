@@ -2,5 +2,6 @@
 
 requests.py says what a request is, dispatcher.py applies the rules to it. exits.py and selection.py choose the exit,
 client.py serves requests at one exit. link.py keeps the link up with endpoints.py (the race), kept_session.py and
-backoff.py. direct.py connects past the exits. packet_ports.py leads to the network interface of system-wide mode.
+backoff.py; roaming.py leaves an address that is gone. direct.py connects past the exits. packet_ports.py leads to the
+network interface of system-wide mode.
 """

@@ -266,6 +266,10 @@ class Client:
         """How many requests were refused since the start, by reason."""
         return self._kept.refused() + self._link.left.refused()
 
+    def look_at_addresses(self) -> None:
+        """This machine may have lost an address: leave paths that are connected from it."""
+        self._link.look_at_addresses()
+
     # --- for system-wide mode ----------------------------------------------------------------------------------------
 
     @property

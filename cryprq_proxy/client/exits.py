@@ -192,6 +192,13 @@ class Exits(ClientObserver):
         for entry in self.entries:
             entry.client.redial()
 
+    # --- for proxies alone -----------------------------------------------------------------------------------------
+
+    def look_at_addresses(self) -> None:
+        """See Client.look_at_addresses: that of each exit."""
+        for entry in self.entries:
+            entry.client.look_at_addresses()
+
     # --- for a person ----------------------------------------------------------------------------------------------
 
     @property

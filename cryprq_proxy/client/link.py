@@ -44,6 +44,7 @@ from .endpoints import Endpoints
 from .kept_session import KeptSession
 from .leaving import LeavingSessions
 from .link_user import LinkUser
+from .own_listeners import is_this_machine
 from .packet_ports import NO_NETWORK, ClientNetwork
 from .path_opening import LivePath, PathOpener
 from .rest import Pause, Rest
@@ -248,6 +249,13 @@ class ClientLink:
     def redial(self) -> None:
         """The route to the exit has changed: have new paths, and leave the present ones as soon as one is there."""
         self._second.replace()
+
+    def look_at_addresses(self) -> None:
+        """As `redial`, if a path is connected from an address that this machine has lost."""
+        gone = [path for path in self.paths.values() if not is_this_machine(path.carrier.local)]
+        if gone:
+            _log.info("the address is gone from which %s was reached", gone[0].reached.endpoint)
+            self.redial()
 
     def work(self, name: str) -> Work:
         """The attempts to bring it up while it is down, for the watchdog."""

@@ -30,6 +30,7 @@ from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK
+from ..client.roaming import follow_addresses
 from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import Identity
@@ -159,6 +160,8 @@ async def run_client(
         stack.callback(dispatcher.stop)
         await running.listen(stack, parts.listening)
         link = spawn(until_one_ends(keep_up(exits), spawn(tun.lost(), "tunnel device")), "link")
+        if tun is NO_TUN:
+            stack.callback(spawn(follow_addresses(exits), "addresses").cancel)
         await running.open_admin(stack)
         if config.tun.enabled:
             _log.info("nothing gets out until the link is up")

@@ -151,8 +151,9 @@ def size(*paths: Path) -> int:
 def test_a_download_through_changes(stage: Stage) -> None:
     whole, file = 200_000_000, stage.client.directory / "download"
     command = curl("-o", str(file), f"http://{SERVER4}/bytes/{whole}")
-    with client(stage, False):
+    with client(stage, False) as role:
         through_changes(stage, command, lambda: size(file), whole)
+        role.says("the address is gone from which")
     got = subprocess.run(["sha256sum", file], capture_output=True, text=True, check=True)
     assert got.stdout.split()[0] == digest(whole)
 

@@ -102,6 +102,7 @@ class FakeClient:
         self.last = 0
         self.probes = 0
         self.redials = 0
+        self.looks = 0
         self.packets: list[bytes] = []
         self.early = 0
         self.early_refused: Counter[Any] = Counter()
@@ -154,6 +155,9 @@ class FakeClient:
 
     def redial(self) -> None:
         self.redials += 1
+
+    def look_at_addresses(self) -> None:
+        self.looks += 1
 
     def refused(self) -> Counter[Any]:
         return Counter()
