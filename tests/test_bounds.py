@@ -67,6 +67,7 @@ from cryprq_proxy.session import (
     epochs,
     frames_ahead,
     lane_inbox,
+    lane_outbox,
     number_set,
     path,
     reassembly,
@@ -80,7 +81,6 @@ from cryprq_proxy.session import (
     windows,
     wire,
 )
-from cryprq_proxy.session import lane_path as session_lane
 from cryprq_proxy.web import connections, events, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
@@ -695,7 +695,7 @@ NUMBERS: dict[str, list[float]] = {
         frames_ahead.MAX_AHEAD,
         frames_ahead.FRAME_COST,
         lane_inbox.MAX_UNREAD,
-        session_lane.MOST_RESETS,
+        lane_outbox.MOST_RESETS,
     ],
     "acknowledged frames dropped in one turn, also those of a lost path or an ended session; at once": [
         retention.DROPS

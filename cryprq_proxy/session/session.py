@@ -201,6 +201,7 @@ class Session:
             raise LocalError("a session has one lane")
         self.now = now
         self.lane = LanePath(self)
+        self.choose()
         return self.lane
 
     def path_lost(self, path: SessionPath, now: float) -> None:
@@ -248,6 +249,11 @@ class Session:
         path.begin_carrying()
         self.scheduler.open = self.retention.has_room()
         path.wake()
+
+    def sends_at(self, rate: float) -> None:
+        """The record path that carries sends so many bytes a second: this is what the lane is measured by."""
+        if self.lane is not None:
+            self.lane.tcp_rate(rate)
 
     @property
     def has_others(self) -> bool:

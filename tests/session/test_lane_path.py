@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError, StreamReason
-from cryprq_proxy.session import lane_inbox, lane_path, wire
+from cryprq_proxy.session import lane_inbox, lane_outbox, wire
 from cryprq_proxy.session.frames_ahead import MAX_AHEAD
+from cryprq_proxy.session.lane_choice import HOLD_SECONDS, LONG_ROUND_TRIP, SHORT_ROUND_TRIP
 from cryprq_proxy.session.lane_loads import FramesLoad, StreamLoad
-from cryprq_proxy.session.lane_path import FASTEST_TCP
 from cryprq_proxy.session.path import ACK_DELAY
 from cryprq_proxy.session.reassembly import MAX_PIECES
 from cryprq_proxy.session.retention import SLOT_HEADROOM
@@ -233,7 +233,7 @@ def test_of_a_stream_that_was_reset_nothing_goes_again() -> None:
 
 
 def test_more_resets_than_are_remembered_cost_bytes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane_path, "MOST_RESETS", 1)
+    monkeypatch.setattr(lane_outbox, "MOST_RESETS", 1)
     on = LanePair()
     apps = [on.pair()[0] for _ in range(3)]
     for app in apps:
@@ -243,7 +243,7 @@ def test_more_resets_than_are_remembered_cost_bytes_and_nothing_else(monkeypatch
     for app in apps:
         assert app.stream is not None
         app.stream.reset(StreamReason.CANCELLED)
-    assert len(lane._reset) == 1
+    assert len(lane.outbox._reset) == 1
     lane.lost([whole(load) for load in loads], on.now)
     assert len(stream_loads(on.take(on.client))) == 2
 
@@ -448,9 +448,11 @@ def test_a_lane_on_a_short_path_does_not_carry() -> None:
     on = LanePair()
     lane = on.lane(on.client)
     assert lane.carries
-    lane.paced(1e9, FASTEST_TCP / 2)
+    on.shorten(on.client)
     assert not lane.carries and on.client.carrying is on.client.current
-    lane.paced(1e9, FASTEST_TCP)
+    on.link.carrier.now += HOLD_SECONDS
+    lane.paced(1e9, LONG_ROUND_TRIP)
+    lane.tick(on.now)
     assert lane.carries
 
 
@@ -461,7 +463,7 @@ def test_what_is_in_flight_when_another_path_is_chosen_finishes_on_the_lane() ->
     lane = on.lane(on.client)
     first = lane.next(10 * PAYLOAD, PAYLOAD, on.now)
     assert isinstance(first, StreamLoad)
-    lane.paced(1e9, 0.0001)
+    on.shorten(on.client)
     app.say(b"by the other path")
     on.link.carrier.settle()
     lane.lost([whole(first)], on.now)
@@ -477,7 +479,7 @@ def test_an_open_goes_again_when_another_path_takes_over() -> None:
     on = LanePair()
     app = on.link.open()
     (opening,) = on.take(on.client)
-    on.lane(on.client).paced(1e9, 0.0001)
+    on.shorten(on.client)
     app.say(b"hello")
     on.link.carrier.settle()
     assert on.link.served[1].received == b"hello"
@@ -607,9 +609,13 @@ def test_the_lane_carries_again_when_it_has_answered() -> None:
     app, other = on.pair()
     silence(on, app)
     on.link.carrier.settle()
-    on.lane(on.client).silent(on.now, 2)
-    on.lane(on.client).alive(on.now)
-    assert on.lane(on.client).carries
+    lane = on.lane(on.client)
+    lane.silent(on.now, 2)
+    lane.alive(on.now)
+    assert not lane.carries and lane.deadline() == on.now + HOLD_SECONDS
+    on.link.carrier.now += HOLD_SECONDS
+    lane.tick(on.now)
+    assert lane.carries
     on.settle()
     assert other.received == TEXT[:20_000]
 
@@ -620,7 +626,7 @@ def test_a_silent_record_path_hands_over_to_the_lane() -> None:
     app, other = on.pair()
     on.link.carrier.advance(1.0)
     lane = on.lane(on.client)
-    lane.set_up(True, FASTEST_TCP / 2, "a test says so", on.now)
+    lane.set_up(True, SHORT_ROUND_TRIP / 2, "a test says so", on.now)
     assert not lane.carries
     carrier = on.link.carrier
     carrier.to_right.piece = carrier.to_left.piece = 0

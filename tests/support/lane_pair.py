@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from cryprq_proxy.session.lane_choice import HOLD_SECONDS, SHORT_ROUND_TRIP
 from cryprq_proxy.session.lane_loads import FramesLoad, Load, Part, StreamLoad
 from cryprq_proxy.session.lane_path import LanePath
 from cryprq_proxy.session.session import Session
@@ -87,6 +88,14 @@ class LanePair:
         app, other = self.pair()
         app.slots = self.link.slots
         return app, other
+
+    def shorten(self, session: Session) -> None:
+        """For `session` the round trip is so short that it chooses the record path."""
+        self.link.carrier.now += HOLD_SECONDS
+        lane = self.lanes[session]
+        lane.tick(self.now)
+        lane.paced(1e9, SHORT_ROUND_TRIP / 2)
+        assert not lane.carries
 
     def cut(self) -> None:
         """There is no record path any more."""
