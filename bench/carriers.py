@@ -122,6 +122,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.fronts.listener import MixedListener
     from cryprq_proxy.rules.engine import EVERYTHING
     from cryprq_proxy.service.client import listener_settings
+    from cryprq_proxy.session.wire import LaneUse
 
     provider, carrier = select_provider(), setting["carrier"]
     port, path = (setting["tcp"], "") if carrier == "tcp" else (setting["web"], PATH)
@@ -132,6 +133,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
         config.session_limits(),
         config.wait_for_link,
         config.connect,
+        LaneUse.AUTO,
         ca=Path("ca.pem") if carrier == "wss" else None,
     )
     identity = load_identity(provider, Path("client-identity"))

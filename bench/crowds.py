@@ -69,6 +69,7 @@ from cryprq_proxy.config.keys import save_identity  # noqa: E402
 from cryprq_proxy.crypto.handshake import FIRST_SIZE  # noqa: E402
 from cryprq_proxy.crypto.identity import Identity  # noqa: E402
 from cryprq_proxy.crypto.primitives import select_provider  # noqa: E402
+from cryprq_proxy.session.wire import LaneUse  # noqa: E402
 
 PROVIDER = select_provider()
 FLOODER = Identity.generate(PROVIDER)
@@ -145,6 +146,7 @@ class ExitProcess:
             config.session_limits(),
             config.wait_for_link,
             config.connect,
+            LaneUse.AUTO,
             mark=number,
         )
         return Client(identity, settings, PROVIDER)

@@ -67,6 +67,11 @@ _log = logging.getLogger(__name__)
     "when the exit says so.",
 )
 @click.option(
+    "--carrier",
+    type=click.Choice(["auto", "tcp", "udp"]),
+    help="What carries connections: TCP or UDP, whichever is better; TCP alone, for all; or UDP wherever it passes.",
+)
+@click.option(
     "--tun",
     is_flag=True,
     help="System-wide mode: route the whole system, not only what uses the proxy; as root.",

@@ -206,6 +206,7 @@ class KeptSession:
         if lane is not None and established.features & Feature.LANE:
             loop = asyncio.get_running_loop()
             link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
+        session.set_lane_use(self._settings.lane_use)
         session.begin_lane(clock())
         return session
 

@@ -16,7 +16,7 @@ from ..carriers.lane.batch import UdpOffload
 from ..carriers.lane.offload_check import check_offload
 from ..session.rotation import RotationLimits
 from ..session.session import SessionLimits
-from .decode import choice, count, path, seconds, size, switch
+from .decode import choice, count, path, seconds, size
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -40,12 +40,11 @@ class RotationTable(Struct, frozen=True, kw_only=True):
 class LaneTable(Struct, frozen=True, kw_only=True):
     """The datagram lane beside the link."""
 
-    enabled: Annotated[bool, switch()] = True
     offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
 
-    def checked(self) -> UdpOffload | None:
-        """What the lane may use of this kernel's batching; None for no lane at all."""
-        return check_offload(self.offload) if self.enabled else None
+    def checked(self) -> UdpOffload:
+        """What the lane may use of this kernel's batching."""
+        return check_offload(self.offload)
 
 
 class LinkLimits(Struct, frozen=True, kw_only=True):

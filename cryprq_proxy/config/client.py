@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ from ..errors import ConfigError
 from ..fronts.credentials import Credentials
 from ..rules.syntax import Rule, RuleAction
 from ..session.session import SessionLimits
+from ..session.wire import LaneUse
 from .both_roles import LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, choice, count, decode_file, path, read_source, seconds, switch, with_flags
 from .exits import PEER, ExitChoice, ExitTable, exit_choices
@@ -34,6 +35,8 @@ from .rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .secret_files import read_user
 from .tun import TunTable
 from .urls import PeerUrl, parse_listen_or_off, parse_upstream
+
+type CarrierChoice = Literal["auto", "tcp", "udp"]
 
 NO_MEMORY: Final = EndpointMemory()
 DEFAULT_ADMIN: Final = Destination("127.0.0.1", 1081)
@@ -61,6 +64,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     exit: tuple[ExitTable, ...] = ()
     failback: Annotated[float, seconds(0, 86_400)] = 30.0
     wait_for_link: Annotated[float, seconds(0, 3600)] = 10.0
+    carrier: Annotated[CarrierChoice, choice("auto", "tcp", "udp")] = "auto"
     connect: Annotated[Connect, choice("eager", "learned", "exact")] = "learned"
     negotiation_timeout: Annotated[float, seconds(0.1, 600)] = 10.0
     via: Annotated[bool, switch()] = False
@@ -81,7 +85,16 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
                 f"listening on {self.listen} lets other machines in: add --user NAME:PASSWORD or user_file, "
                 "or listen on 127.0.0.1"
             )
+        if self.carrier == "udp" and self.upstream is not None:
+            raise ConfigError(
+                'carrier = "udp" needs UDP, which no upstream proxy passes on; leave out one of the two'
+            )
         check_exits(self.rules(), self.default, {exit.name for exit in self.exits()})
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether the exit is asked for a datagram lane."""
+        return self.carrier != "tcp" and self.upstream is None
 
     def rules(self) -> tuple[Rule, ...]:
         """The rules. rules/engine.py reads their lists later."""
@@ -106,7 +119,8 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
             upstream=self.upstream,
             wait_for_link=self.wait_for_link,
             connect=self.connect,
-            lane=self.lane.checked() if self.upstream is None else None,
+            lane=self.lane.checked() if self.has_lane else None,
+            lane_use=LaneUse[self.carrier.upper()],
             mark=mark,
             limits=self.session_limits(),
             # Of a single endpoint there is nothing to remember.

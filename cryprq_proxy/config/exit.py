@@ -21,7 +21,7 @@ from ..rules.ranges import IPNetwork
 from ..session.session import RESUME_SECONDS, SessionLimits
 from .authorized import WHAT as LIST
 from .authorized import PeersFile, RepeatedPeer, read_peers, repeated_peers
-from .both_roles import GIB, KIB, MIB, LinkLimits, RoleConfig, is_loopback
+from .both_roles import GIB, KIB, MIB, LaneTable, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
 from .secret_files import read_psk, read_token
 from .tun import ExitTunTable, parse_prefix
@@ -46,6 +46,12 @@ class ListedPeers(NamedTuple):
     revoked: dict[PeerId, str]
     """They are listed, and not let in."""
     repeated: tuple[RepeatedPeer, ...]
+
+
+class ExitLaneTable(LaneTable, frozen=True, kw_only=True):
+    """The exit's side of it."""
+
+    enabled: Annotated[bool, switch()] = True
 
 
 class EgressTable(Struct, frozen=True, kw_only=True):
@@ -110,6 +116,7 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
     egress: EgressTable = EgressTable()
     limits: ExitLimitsTable = ExitLimitsTable()
     tun: ExitTunTable = ExitTunTable()
+    lane: ExitLaneTable = ExitLaneTable()
     websocket: WebSocketTable = WebSocketTable()
 
     def __post_init__(self) -> None:

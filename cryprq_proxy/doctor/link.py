@@ -92,8 +92,8 @@ def lane_of(context: Context) -> LaneStatus | None:
 async def lane(context: Context) -> CheckVerdict:
     """Does UDP get through? Without it everything goes by the carrier."""
     config = context.client_config
-    if not config.lane.enabled:
-        return skip("the datagram lane is switched off in the configuration")
+    if config.carrier == "tcp":
+        return skip('carrier = "tcp": there is no datagram lane, and everything goes by TCP')
     if config.upstream is not None:
         return skip("an upstream proxy carries no UDP, so everything goes by TCP")
 

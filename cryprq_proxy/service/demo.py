@@ -15,9 +15,8 @@ from pathlib import Path
 from ..address import Destination
 from ..client.dispatcher import Dispatcher
 from ..client.exits import PlannedExit, keep_up, plan_exits
-from ..config.both_roles import LaneTable
 from ..config.client import client_from
-from ..config.exit import ExitConfig
+from ..config.exit import ExitConfig, ExitLaneTable
 from ..config.keys import choose_provider
 from ..crypto.identity import Identity
 from ..exit.egress_policy import EgressPolicy
@@ -43,7 +42,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         resolver = SystemResolver()
         stack.callback(resolver.close)
         settings = exit_settings(
-            ExitConfig(listen=(Destination("127.0.0.1", 0),), lane=LaneTable(enabled=False))
+            ExitConfig(listen=(Destination("127.0.0.1", 0),), lane=ExitLaneTable(enabled=False))
         )
         # Loopback is allowed, so that the demo also reaches a server of one's own.
         policy = EgressPolicy(allow_private=True)

@@ -15,6 +15,7 @@ from . import wire
 from .acknowledgements import AcknowledgedSession, receive_abandon, receive_ack
 from .datagrams import BasePacketLink
 from .path import SessionPath
+from .wire import LaneUse
 
 
 class ActingSession(AcknowledgedSession, Protocol):
@@ -26,6 +27,7 @@ class ActingSession(AcknowledgedSession, Protocol):
     def packet_link(self) -> BasePacketLink: ...
     def receive_prefer(self, serial: int, number: int, /) -> None: ...
     def receive_close(self, reason: CloseReason, /) -> None: ...
+    def set_lane_use(self, use: LaneUse, /) -> None: ...
 
 
 def _rotate(kind: int) -> Callable[[ActingSession, Any], None]:
@@ -59,11 +61,12 @@ def _receive_advertise(session: ActingSession, address: Destination) -> None:
     session.events.advertised(address)
 
 
-def _receive_lane(session: ActingSession, epoch: int, index: int) -> None:
+def _receive_lane(session: ActingSession, epoch: int, index: int, use: LaneUse) -> None:
     """A client that announces its lane of an epoch has the secrets of that, as one that sends SWITCH has."""
     session.packet_link.announced(epoch, index)
     if not session.dialler:
         session.rotation.peer_switched(epoch, session.now)
+        session.set_lane_use(use)
 
 
 PATH_ACTIONS: Final[dict[int, Callable[[ActingSession, SessionPath, Any], None]]] = {

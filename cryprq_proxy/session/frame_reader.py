@@ -19,6 +19,7 @@ from .wire import (
     DATAGRAM_LAYOUT,
     EPOCH_LAYOUT,
     JOINED_LAYOUT,
+    LANE_LAYOUT,
     MAPPED,
     MAX_DATA,
     MAX_DATAGRAM,
@@ -36,6 +37,7 @@ from .wire import (
     TAKEN_LAYOUT,
     Frame,
     Kind,
+    LaneUse,
     StreamProtocol,
 )
 
@@ -44,7 +46,8 @@ def read_frames(plaintext: bytes) -> Iterator[Frame]:
     """The frames of one record, each decoded when it is asked for.
 
     Payloads are views of `plaintext`, not copies. Raises PeerError (PROTOCOL) for an empty record, an unknown kind, a
-    frame cut short, a stream 0 that is none, an unknown flag, protocol or reason, or a malformed destination.
+    frame cut short, a stream 0 that is none, an unknown flag, protocol, use or reason, or a malformed
+    destination.
     """
     position, end = 0, len(plaintext)
     if not end:
@@ -187,6 +190,11 @@ def _packet(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, 0, (flags, segment, header, view[start:end])), end
 
 
+def _lane(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, epoch, index, use = LANE_LAYOUT.unpack_from(data, at)
+    return (kind, 0, (epoch, index, LaneUse(use))), at + LANE_LAYOUT.size
+
+
 def _network(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     kind, serial, ipv4, ipv6 = NETWORK_LAYOUT.unpack_from(data, at)
     return (kind, 0, (serial, ipv4, ipv6)), at + NETWORK_LAYOUT.size
@@ -239,7 +247,7 @@ DECODERS = {
     wire.REKEY: _message,
     wire.REKEY_ANSWER: _message,
     wire.REKEY_PLEASE: _epoch,
-    wire.LANE: _pair,
+    wire.LANE: _lane,
     wire.NETWORK: _network,
     wire.TAKEN: _taken,
     wire.GOAWAY: _bare,

@@ -43,7 +43,7 @@ from .stream_table import STREAM_FRAMES, AcceptStream, StreamTable, refuse_strea
 from .streams import Stream, StreamHandler
 from .turns import DROPS_PER_UNIT, TurnBudget
 from .windows import WindowBudget, WindowPool
-from .wire import StreamProtocol
+from .wire import LaneUse, StreamProtocol
 
 RESUME_SECONDS: Final = 300.0
 """Seconds for which a client keeps a session without a path, and an exit unless its configuration says otherwise."""
@@ -136,6 +136,8 @@ class Session:
         self.carrying: SessionPath | LanePath | None = None
         self.lane: LanePath | None = None
         """The datagram lane as a path, if there is one."""
+        self.lane_use = LaneUse.AUTO
+        """What streams may use of it, as the client is set."""
         self.liveness = Liveness(limits.keepalive)
         """That of the current path, or of the last one."""
         self.last_path = -1
@@ -203,6 +205,10 @@ class Session:
         self.lane = LanePath(self)
         self.choose()
         return self.lane
+
+    def set_lane_use(self, use: LaneUse) -> None:
+        """The client's setting: its own at the client, and what LANE says at the exit."""
+        self.lane_use = use
 
     def path_lost(self, path: SessionPath, now: float) -> None:
         """See SessionPath.lost."""

@@ -20,7 +20,7 @@ next path when that one is lost. Each is absolute and idempotent, so a second co
     REKEY, REKEY_ANSWER
                   kind | epoch u32 | length u16 | handshake message
     REKEY_PLEASE  kind | epoch u32
-    LANE          kind | epoch u32 | index u32
+    LANE          kind | epoch u32 | index u32 | use u8
     NETWORK       kind | serial u32 | IPv4 address, 4 bytes | IPv6 address, 16 bytes
     TAKEN         kind | serial u32 | count u8
                   | count times: prefix length u8, IPv6 address (IPv4 as ::ffff:0:0/96), 16 bytes
@@ -138,6 +138,7 @@ BOUND_LAYOUT = Struct("!BIQ")
 NUMBER_LAYOUT = Struct("!BQ")
 EPOCH_LAYOUT = Struct("!BI")
 PAIR_LAYOUT = Struct("!BII")
+LANE_LAYOUT = Struct("!BIIB")
 BYTE_LAYOUT = Struct("!BB")
 MESSAGE_LAYOUT = Struct("!BIH")
 DATAGRAM_LAYOUT = Struct("!BIH")
@@ -151,9 +152,9 @@ type Frame = tuple[int, int, object]
 """A decoded frame: kind, stream id (0 for frames of no one stream), and a value that depends on the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED, `(offset, memoryview)` for DATA,
 `(StreamReason, final offset)` for RESET, an int for FIN, WINDOW, STREAMS, PING, PONG, REKEY_PLEASE and SWITCH,
-`(epoch, bytes)` for REKEY and REKEY_ANSWER, `(epoch, index)` for LANE, `(serial, bytes, bytes)` for NETWORK,
-`(serial, tuple of networks)` for TAKEN, `(serial, path)` for PREFER, `(path, records)` for ABANDON and ACK,
-`(Destination, memoryview)` for DATAGRAM, `(int, int, int, memoryview)` for PACKET, a Destination for ADVERTISE,
+`(epoch, bytes)` for REKEY and REKEY_ANSWER, `(epoch, index, LaneUse)` for LANE, `(serial, bytes, bytes)` for
+NETWORK, `(serial, tuple of networks)` for TAKEN, `(serial, path)` for PREFER, `(path, records)` for ABANDON and
+ACK, `(Destination, memoryview)` for DATAGRAM, `(int, int, int, memoryview)` for PACKET, a Destination for ADVERTISE,
 `CloseReason` for CLOSE, bytes for JOINED, None for the rest."""
 
 
@@ -221,8 +222,8 @@ def encode_datagram(stream: int, destination: Destination, payload: bytes | memo
     return b"".join((DATAGRAM_LAYOUT.pack(DATAGRAM, stream, len(payload)), address, payload))
 
 
-def encode_lane(epoch: int, index: int) -> bytes:
-    return PAIR_LAYOUT.pack(LANE, epoch, index)
+def encode_lane(epoch: int, index: int, use: LaneUse = LaneUse.AUTO) -> bytes:
+    return LANE_LAYOUT.pack(LANE, epoch, index, use)
 
 
 def encode_packet(flags: int, segment: int, header: int, packet: bytes | memoryview) -> bytes:

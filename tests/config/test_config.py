@@ -29,6 +29,7 @@ from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.service.exit import exit_settings
+from cryprq_proxy.session.wire import LaneUse
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 ID = "a" * 52
@@ -115,6 +116,24 @@ def test_all_of_a_client() -> None:
     assert read.limits.retained_bytes == 1_000_000
     assert read.limits.window_pool == 64 << 20
     assert read.limits.max_connections == 5
+
+
+@pytest.mark.parametrize(
+    ("carrier", "has_lane", "use"),
+    [("auto", True, LaneUse.AUTO), ("tcp", False, LaneUse.TCP), ("udp", True, LaneUse.UDP)],
+)
+def test_carriers(carrier: str, has_lane: bool, use: LaneUse) -> None:
+    read = client(f"carrier = '{carrier}'")
+    assert read == client("", {"carrier": carrier})
+    settings = read.link_settings(read.exits()[0])
+    assert (settings.lane is not None, settings.lane_use) == (has_lane, use)
+
+
+def test_no_upstream_proxy_passes_a_lane_on() -> None:
+    upstream = "upstream = 'socks5://127.0.0.1:9050'"
+    assert client(upstream).link_settings(client().exits()[0]).lane is None
+    with pytest.raises(ConfigError, match=r'carrier = "udp" needs UDP, .*; leave out one of the two'):
+        client(upstream, {"carrier": "udp"})
 
 
 def test_all_lists_of_an_exit() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.config.both_roles import LaneTable
 from cryprq_proxy.config.client import ClientConfig, client_from
-from cryprq_proxy.config.exit import ExitConfig, exit_from
+from cryprq_proxy.config.exit import ExitConfig, ExitLaneTable, exit_from
 from cryprq_proxy.config.tun import (
     MAX_UID,
     MAX_USERS,
@@ -43,7 +43,7 @@ def exit_peer(text: str = "", flags: Mapping[str, object] | None = None) -> Exit
 
 def test_without_a_word_the_system_is_left_alone() -> None:
     assert (client().tun, client().lane) == (TunTable(), LaneTable())
-    assert (exit_peer().tun, exit_peer().lane) == (ExitTunTable(), LaneTable())
+    assert (exit_peer().tun, exit_peer().lane) == (ExitTunTable(), ExitLaneTable())
     assert not client().tun.enabled and not exit_peer().tun.enabled
     assert (client().tun.kill_switch, client().tun.state_dir) == ("on", STATE)
 
@@ -52,7 +52,6 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
     read = client(
         f"""
         [lane]
-        enabled = false
         offload = "off"
         [tun]
         enabled = true
@@ -78,7 +77,7 @@ def test_every_key_of_a_client(tmp_path: Path) -> None:
         stale = 0
         """
     )
-    assert read.lane == LaneTable(enabled=False, offload="off")
+    assert read.lane == LaneTable(offload="off")
     assert read.tun == TunTable(
         enabled=True,
         exclude=(ip_network("192.0.2.0/24"), ip_network("2001:db8::1")),
@@ -114,6 +113,9 @@ def test_a_blocklist_may_be_in_the_home_directory(monkeypatch: pytest.MonkeyPatc
 def test_every_key_of_an_exit() -> None:
     read = exit_peer(
         """
+        [lane]
+        enabled = false
+        offload = "off"
         [tun]
         enabled = true
         pool4 = "10.99.0.0/24"
@@ -123,6 +125,7 @@ def test_every_key_of_an_exit() -> None:
         state_dir = "/run/x"
         """
     )
+    assert read.lane == ExitLaneTable(enabled=False, offload="off")
     assert read.tun == ExitTunTable(
         enabled=True,
         pool4=IPv4Network("10.99.0.0/24"),
@@ -178,7 +181,7 @@ PREFIX = "expected an address or prefix like 192.0.2.0/24, got "
         ("[tun.dns]\ncache_bytes = 1", "tun.dns.cache_bytes: expected a size from 64 KiB to 1 GiB, in bytes or"),
         ("[tun.dns]\nstale = 'x'", "tun.dns.stale: expected a number of seconds from 0 to 259200, got a string"),
         ("[tun.dns]\nblok = []", 'tun.dns.blok: unknown key; did you mean "tun.dns.block"?'),
-        ("[lane]\nenabled = 'no'", "lane.enabled: expected true or false, got a string"),
+        ("[lane]\nenabled = false", "lane.enabled: unknown key; "),
         ("[lane]\noffload = 'on'", 'lane.offload: expected one of "auto", "off", got a string'),
     ],
 )  # fmt: skip

@@ -380,6 +380,13 @@ async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup)
     assert "no route" in verdict.text and "cleanup" in verdict.remedy
 
 
+async def test_a_lane_that_is_not_wanted_is_not_looked_for(pair: Setup) -> None:
+    context = Context(file=client_config(pair, 'carrier = "tcp"\n', port=4433))
+    await examine([lists.CLIENT[1]], context)
+    verdict = await link.lane(context)
+    assert verdict.state is CheckState.SKIP and 'carrier = "tcp"' in verdict.text
+
+
 async def test_the_mtu_without_a_lane_is_that_of_the_route(pair: Setup) -> None:
     context = Context(file=client_config(pair, port=4433))
     await examine([lists.CLIENT[1]], context)

@@ -212,7 +212,7 @@ OFF: Settings = {"lane": {"offload": "off"}, "tun": {"offload": "off"}}
         ({}, OFF),
         (OFF, OFF),
         ({"lane": {"offload": "off"}}, {"tun": {"offload": "off"}}),
-        ({"lane": {"enabled": False}}, {}),
+        ({"carrier": "tcp"}, {}),
     ],
     ids=["client", "exit", "both", "crosswise", "no lane"],
 )

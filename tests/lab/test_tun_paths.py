@@ -109,7 +109,7 @@ def test_a_path_that_loses_large_packets_without_a_word(stage: Stage) -> None:
             stack.callback(host.ip, "link set eth0 gso_max_segs 65535")
         stage.hosts.router.nft(BLACK_HOLE)
         stack.callback(stage.hosts.router.nft, "delete table inet black_hole")
-        client = stack.enter_context(stage.tunnel(settings={"lane": {"enabled": False}}))
+        client = stack.enter_context(stage.tunnel(settings={"carrier": "tcp"}))
         client.says(r"no link to .*\(MTU\)")
         client.says(r"link up: .*\(MTU\)")
         assert stage.fetch(SERVER4) == EXIT4

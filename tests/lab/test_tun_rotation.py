@@ -75,7 +75,7 @@ def test_rotation_each_second_on_the_reliable_link(
     three_hosts: ThreeHosts, server: FarServer, links: Links
 ) -> None:
     """Packets in frames of the carrier, and no lane at all."""
-    settings = {**EACH_SECOND, "lane": {"enabled": False}}
+    settings = {**EACH_SECOND, "carrier": "tcp"}
     links.exit(three_hosts.exit, EACH_SECOND)
     links.client(three_hosts.client, settings=settings)
     client = three_hosts.client

@@ -221,11 +221,11 @@ def test_a_new_configuration(own_directories: Path) -> None:
 
 def test_a_configuration_without_an_exit_is_extended(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text('# mine\nlisten = "127.0.0.1:9"\n[lane]\nenabled = false')
+    file.write_text('# mine\nlisten = "127.0.0.1:9"\n[lane]\noffload = "off"')
     write(plan(INVITATION, file, None, False))
     loaded = load_client(file)
-    assert (loaded.listen.port, loaded.lane.enabled, ids_of(loaded)) == (9, False, [ID])
-    assert file.read_text().endswith('# mine\nlisten = "127.0.0.1:9"\n[lane]\nenabled = false')
+    assert (loaded.listen.port, loaded.lane.offload, ids_of(loaded)) == (9, "off", [ID])
+    assert file.read_text().endswith('# mine\nlisten = "127.0.0.1:9"\n[lane]\noffload = "off"')
 
 
 @pytest.mark.parametrize("first", [f"peer = '{OTHER}'", f"[[exit]]\nname = 'x'\npeer = ['{OTHER}']"])
@@ -256,7 +256,7 @@ def test_a_new_configuration_proposes_a_rule_for_private_networks(tmp_path: Path
     assert rules.decide("192.0.2.1", 80).action.verdict is Verdict.TUNNEL
 
 
-@pytest.mark.parametrize("old", ["", "[lane]\nenabled = false", f"peer = '{INVITATION.url}'"])
+@pytest.mark.parametrize("old", ["", "[lane]\noffload = 'off'", f"peer = '{INVITATION.url}'"])
 def test_a_rule_for_private_networks_by_flag(tmp_path: Path, old: str) -> None:
     file = tmp_path / "c.toml"
     file.write_text(old)

@@ -840,7 +840,7 @@ VIOLATIONS = [
     ("STREAMS from the client", frame(Kind.STREAMS, "Q", 99_999), Close.PROTOCOL),
     ("GOAWAY from the client", frame(Kind.GOAWAY), Close.PROTOCOL),
     ("ACCEPT after the verdict", frame(Kind.ACCEPT), Close.PROTOCOL),
-    ("LANE without the feature", frame(Kind.LANE, "II", 0, 5), Close.PROTOCOL),
+    ("LANE without the feature", frame(Kind.LANE, "IIB", 0, 5, 0), Close.PROTOCOL),
     (
         "DATAGRAM on a stream of bytes",
         frame(Kind.DATAGRAM, "IH", 1, 1) + put_address(("127.0.0.1", 9)) + b"x",

@@ -131,6 +131,8 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
         "25 00 0000 0000 0002 78",
         "24 00000001 ffff 01 000000000000" + "00" * 65_535,
         "08 00000001 0002 78",
+        "0b 00000001 00000002 03",
+        "0b 00000001 00000002",
     ],
     ids=[
         "an unknown stream protocol",
@@ -148,6 +150,8 @@ def test_unknown_kinds_are_refused(kind: int) -> None:
         "half a packet",
         "more than a UDP packet holds",
         "half a message",
+        "an unknown use of the lane",
+        "no use of the lane",
     ],
 )
 def test_malformed_fields_are_refused(frame: str) -> None:

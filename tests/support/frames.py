@@ -11,7 +11,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.session.wire import LaneUse, StreamProtocol
 
 NAME = Destination("example.com", 443)
 V4 = Destination("192.0.2.1", 80)
@@ -137,10 +137,10 @@ WORKED = [
         (wire.REKEY_PLEASE, 0, 1),
     ),
     Worked(
-        "LANE, epoch 1, index 2,712,847,316",
-        "0b00000001a1b2c3d4",
-        wire.encode_lane(1, 2_712_847_316),
-        (wire.LANE, 0, (1, 2_712_847_316)),
+        "LANE, epoch 1, index 2,712,847,316, from a client that is set to TCP",
+        "0b00000001a1b2c3d401",
+        wire.encode_lane(1, 2_712_847_316, LaneUse.TCP),
+        (wire.LANE, 0, (1, 2_712_847_316, LaneUse.TCP)),
     ),
     Worked(
         "NETWORK, serial 1, 100.96.7.9, no IPv6",
@@ -279,9 +279,10 @@ SMALL_FRAMES = st.one_of(
         SERIALS,
     ),
     st.builds(
-        lambda epoch, index: (wire.encode_lane(epoch, index), (wire.LANE, 0, (epoch, index))),
+        lambda epoch, index, use: (wire.encode_lane(epoch, index, use), (wire.LANE, 0, (epoch, index, use))),
         SERIALS,
         SERIALS,
+        st.sampled_from(LaneUse),
     ),
     st.builds(
         lambda serial, path: (wire.encode_prefer(serial, path), (wire.PREFER, 0, (serial, path))),

@@ -102,7 +102,8 @@ class RoleFiles:
             'identity = "client.key"\ncontrol_socket = "client.sock"\n'
             f'peer = "cryprq://{self.exit_id}@127.0.0.1:{port}"\n'
             f"{'' if 'admin =' in more else ADMIN_OFF}"
-            f"{'' if 'listen =' in more else LISTEN}{more}\n[lane]\nenabled = false\n{tables}"
+            f"{'' if 'carrier =' in more else TCP_ALONE}"
+            f"{'' if 'listen =' in more else LISTEN}{more}\n{tables}"
         )
         return client_from(text, self.directory / "client.toml", True, {})
 
@@ -115,4 +116,5 @@ class RoleFiles:
 
 
 LISTEN = 'listen = "127.0.0.1:0"\n'
+TCP_ALONE = 'carrier = "tcp"\n'
 ADMIN_OFF = 'admin = "off"\n'

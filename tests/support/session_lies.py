@@ -157,7 +157,9 @@ def frame(choices: Choices, victim: Session) -> bytes:  # noqa: C901  a case a f
             payload = bytes(choices.pick((0, 1, 1_200, wire.MAX_DATAGRAM)))
             return wire.encode_datagram(id, choices.pick(ADDRESSES), payload)
         case wire.Kind.LANE:
-            return wire.encode_lane(epoch(choices, victim), choices.pick((0, 1, MOST_32)))
+            return wire.encode_lane(
+                epoch(choices, victim), choices.pick((0, 1, MOST_32)), choices.pick((*wire.LaneUse,))
+            )
         case wire.Kind.PACKET:
             return wire.encode_packet(choices.number(256), 0, 65_535, bytes(choices.pick((1, 40, 65_535))))
         case wire.Kind.NETWORK:

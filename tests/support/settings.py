@@ -26,6 +26,7 @@ from cryprq_proxy.service.system_wide import exit_network_settings as configured
 from cryprq_proxy.service.system_wide import tunnel_settings as configured_tunnel
 from cryprq_proxy.session.rotation import RotationLimits
 from cryprq_proxy.session.session import SessionLimits
+from cryprq_proxy.session.wire import LaneUse
 from tun.dns.settings import DnsSettings
 from tun.settings import ExitNetworkSettings, TunnelSettings
 
@@ -43,7 +44,9 @@ def session_limits(**changes: Any) -> SessionLimits:
 
 
 def client_settings(peer: PeerId, endpoints: tuple[Endpoint, ...], **changes: Any) -> ClientSettings:
-    settings = ClientSettings(peer, endpoints, CLIENT.session_limits(), CLIENT.wait_for_link, CLIENT.connect)
+    settings = ClientSettings(
+        peer, endpoints, CLIENT.session_limits(), CLIENT.wait_for_link, CLIENT.connect, LaneUse.AUTO
+    )
     return replace(settings, **changes)
 
 

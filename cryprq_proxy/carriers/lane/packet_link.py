@@ -18,7 +18,7 @@ from ...lane.slices import FLAGS_MASK, HEADROOM, KIND_MASK, MAX_PACKET, PLAIN, R
 from ...rules.ranges import IPNetwork
 from ...session.datagrams import BasePacketLink, unwanted
 from ...session.session import Session
-from ...session.wire import MAX_TAKEN, encode_lane, encode_network, encode_taken
+from ...session.wire import MAX_TAKEN, LaneUse, encode_lane, encode_network, encode_taken
 from ...status import PacketLinkStatus, Traffic
 from .carrier import LaneCarrier
 
@@ -97,7 +97,8 @@ class PacketLink(BasePacketLink):
 
     def announce(self, number: int, index: int) -> None:
         """The lane expects datagrams under `index`: tell the peer."""
-        self._session.announce(encode_lane(number, index))
+        session = self._session
+        session.announce(encode_lane(number, index, session.lane_use if session.dialler else LaneUse.AUTO))
 
     def announced(self, number: int, index: int) -> None:
         if self.lane is None:

@@ -16,7 +16,7 @@ from cryprq_proxy.errors import CloseReason, PeerError
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, UDP_GSO, Run, Shape
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session import wire
-from cryprq_proxy.session.wire import StreamProtocol
+from cryprq_proxy.session.wire import LaneUse, StreamProtocol
 from cryprq_proxy.status import LaneStatus, PacketLinkStatus, Traffic
 from tests.support.links import Link
 
@@ -68,8 +68,9 @@ LAN = IPv4Network("10.0.0.0/24")
 class Ends:
     """A session's two PacketLinks, and what they hand over."""
 
-    def __init__(self, *, receives: bool = True, lanes: bool = True) -> None:
+    def __init__(self, *, receives: bool = True, lanes: bool = True, use: LaneUse = LaneUse.AUTO) -> None:
         self.link = Link(connected=False)
+        self.link.client.set_lane_use(use)
         self.packets: list[tuple[bytes, Run]] = []
         self.networks: list[tuple[bytes, bytes]] = []
         self.taken: list[tuple[IPNetwork, ...]] = []
@@ -303,6 +304,23 @@ def test_a_client_hands_out_no_addresses() -> None:
     ends = Ends()
     with pytest.raises(PeerError):
         ends.link.forge(ends.link.exit, wire.encode_network(1, bytes(4), bytes(16)))
+
+
+@pytest.mark.parametrize("use", LaneUse)
+def test_the_exit_learns_how_the_client_is_set(use: LaneUse) -> None:
+    ends = Ends(use=use)
+    for side in (ends.link.client, ends.link.exit):
+        side.packet_link.announce(0, 5)  # type: ignore[attr-defined]
+    ends.link.quiesce()
+    assert ends.link.exit.lane_use is use
+    assert ends.link.client.lane_use is use, "not what the exit says"
+
+
+def test_a_setting_without_a_lane_ends_the_session_and_is_not_taken() -> None:
+    ends = Ends(lanes=False)
+    with pytest.raises(PeerError):
+        ends.link.forge(ends.link.exit, wire.encode_lane(0, 1, LaneUse.UDP))
+    assert ends.link.exit.lane_use is LaneUse.AUTO
 
 
 def test_an_announcement_without_a_lane_ends_the_session() -> None:
