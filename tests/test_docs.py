@@ -52,7 +52,7 @@ from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.exit.sessions import MOST_PATHS
 from cryprq_proxy.exit.ticket_book import AHEAD
-from cryprq_proxy.lane import layout, replay, slices
+from cryprq_proxy.lane import layout, replay, sealed_train, slices
 from cryprq_proxy.lane import path as lane_path
 from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.session import wire
@@ -397,7 +397,7 @@ def test_constants() -> None:
         "receive keys of the lane live on": int(lane.LINGER),
         "datagrams waiting for a path": DATAGRAM_QUEUE,
         "packets waiting for a path": PACKET_QUEUE,
-        "datagrams in one send": [layout.MAX_TRAIN, lane.MAX_SEND],
+        "datagrams in one send": [layout.MAX_TRAIN, sealed_train.MAX_SEND],
         "epochs whose lane keys are kept": lane.MAX_EPOCHS,
         "split packets of which a part has come": [slices.ASSEMBLED_GROUPS, slices.ASSEMBLED_BYTES],
         "lane: sizes tried first": [lane_path.BASE, lane_path.LEAST],

@@ -11,7 +11,6 @@ No I/O here, no clock. Unauthenticated and malformed input is counted in `drops`
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Container
 from math import inf
 from typing import Final
@@ -22,28 +21,20 @@ from ..errors import CloseReason, LocalError, PeerError
 from .joining import Room
 from .layout import (
     EXPRESS_KIND,
-    FIELDS,
     HEADER,
     KIND,
     LANE_HEADER,
     MAX_STREAM,
     MAX_STREAM_SLICES,
-    MAX_TRAIN,
     OVERHEAD,
     SLICE,
-    STREAM,
-    STREAM_ASK,
-    STREAM_FIELDS,
-    STREAM_HEADER,
     STREAM_OVERHEAD,
-    STREAM_SIZE,
     TAG,
 )
 from .opening import Opener, Receiving
-from .slices import EXPRESS, FLAGS_MASK, MAX_SLICES, SLICE_HEADER, SLICE_SIZE, Drops, LaneSink, Shape, spaced
+from .sealed_train import Encrypt, Send, seal_slices, seal_stretch
+from .slices import EXPRESS, FLAGS_MASK, MAX_SLICES, SLICE_HEADER, SLICE_SIZE, Drops, LaneSink, Shape
 
-MAX_SEND: Final = 65_000
-"""Largest number of bytes in one send."""
 OUT_SIZE: Final = 144 * 1024
 """Bytes of a buffer that holds whatever is sealed at position 0 in one go."""
 LINGER: Final = 10.0
@@ -51,9 +42,6 @@ LINGER: Final = 10.0
 MAX_EPOCHS: Final = 4
 MAX_SEALED: Final = 1 << 28
 """Largest number of datagrams under one key; the session rotates at half of it."""
-
-type Send = tuple[int, int, int]
-"""(begin, end, size): one send of `out[begin:end]`, in datagrams of `size` bytes; the last may be shorter."""
 
 
 class _LaneKeys(Receiving):
@@ -63,7 +51,7 @@ class _LaneKeys(Receiving):
 
     def __init__(self, cipher: Cipher, send: bytes, receive: bytes, index: int, number: int) -> None:
         super().__init__(new_aead(cipher, receive), index, number)
-        self.encrypt = new_aead(cipher, send).encrypt_into
+        self.encrypt: Encrypt = new_aead(cipher, send).encrypt_into
         self.peer_index = 0
         self.began = 0
         """The counter of its first datagram, once it is what this side sends with."""
@@ -98,9 +86,8 @@ class Lane:
         by a faster path. 0 for nothing."""
         self.counter = 0
         """That of the next datagram: it goes on from one key to the next."""
-        room = room or Room()
+        self._room = room = room or Room()
         self._row = room.row
-        self._plain = room.plain
         self.drops = Drops()
         self._opener = Opener(self._epochs, sink, room, self.drops)
         self.dropped: list[int] = []
@@ -258,65 +245,25 @@ class Lane:
             count = -(-payload // piece)
         else:
             count = -(-payload // most)
+            if count > MAX_SLICES:
+                self.drops.unsent += 1
+                return []
             piece = -(-payload // count)
         counter = self.counter
         # Count before sealing: after an error no counter may be used twice.
         self.counter = counter + count
-        encrypt, index = epoch.encrypt, epoch.peer_index
         at = start - SLICE_SIZE
         if count == 1:
             SLICE_HEADER.pack_into(buffer, at, SLICE, flags, 0, 1, gso, header)
             body = position + HEADER
             finish = body + end - at + TAG
-            LANE_HEADER.pack_into(out, position, kind, index, counter)
-            encrypt(out[position + 1 : body], buffer[at:end], out[position:body], out[body:finish])
+            LANE_HEADER.pack_into(out, position, kind, epoch.peer_index, counter)
+            epoch.encrypt(out[position + 1 : body], buffer[at:end], out[position:body], out[body:finish])
             return [(position, finish, finish - position)]
-        if count > MAX_SLICES:
-            self.drops.unsent += 1
-            return []
         prefix = bytearray(SLICE_SIZE + header)
         SLICE_HEADER.pack_into(prefix, 0, SLICE, flags, 0, count, gso, header)
         prefix[SLICE_SIZE:] = buffer[start : start + header]
-        return self._seal_slices(epoch, counter, count, prefix, piece, buffer, at, end, out, position)
-
-    def _seal_slices(
-        self,
-        epoch: _LaneKeys,
-        counter: int,
-        count: int,
-        prefix: bytearray,
-        piece: int,
-        buffer: memoryview,
-        at: int,
-        end: int,
-        out: memoryview,
-        position: int,
-    ) -> list[Send]:
-        """Seal `count` slices of `piece` payload bytes each (the last may have fewer), with counters from `counter` on.
-
-        `prefix`: slice header and the packet's own headers. The first slice goes to `buffer[at:]`, the packet ends at
-        `end`. All are sealed in one go and cut into sends only then.
-        """
-        encrypt, row, width, last = epoch.encrypt, self._row, len(prefix), count - 1
-        segment = OVERHEAD + width + piece
-        _write_headers(out, position, segment, epoch.peer_index, counter, count)
-        for k, top, plain, nonce, head, place in zip(
-            range(last),
-            row(buffer, at, piece, width, last),
-            row(buffer, at, piece, width + piece, last),
-            row(out, position + 1, segment, HEADER - 1, last),
-            row(out, position, segment, HEADER, last),
-            row(out, position + HEADER, segment, segment - HEADER, last),
-            strict=False,
-        ):
-            prefix[2] = k
-            top[:] = prefix
-            encrypt(nonce, plain, head, place)
-        # The last one may be shorter.
-        prefix[2] = last
-        at += piece * last
-        buffer[at : at + width] = prefix
-        return _seal_last(epoch, buffer[at:end], out, position, segment, last)
+        return seal_slices(epoch, self._row, counter, count, prefix, piece, buffer, at, end, out, position)
 
     def seal_stream(
         self,
@@ -337,9 +284,7 @@ class Lane:
         STREAM_OVERHEAD. At most MAX_STREAM bytes and MAX_STREAM_SLICES datagrams at a time.
 
         Returns the sends, the counter of the first datagram, and their number. `buffer` remains as it is, since the
-        bytes may have to go again, at another place in the datagrams: so they are copied together with their headers,
-        all in two calls, which costs less than new views of `buffer`. `out` needs OUT_SIZE bytes after `position`.
-        Raises LocalError unless `ready`.
+        bytes may have to go again. `out` needs OUT_SIZE bytes after `position`. Raises LocalError unless `ready`.
         """
         epoch = self._sending
         if epoch is None or not self.ready:
@@ -348,37 +293,13 @@ class Lane:
         if piece < STREAM_OVERHEAD or not 0 < length <= min(MAX_STREAM, piece * MAX_STREAM_SLICES):
             raise LocalError(f"{length} bytes of a stream do not go in datagrams of {size} bytes")
         count = -(-length // piece)
-        counter, last = self.counter, count - 1
+        counter = self.counter
         # As above: before sealing.
         self.counter = counter + count
-        segment, width, plain = size, STREAM_SIZE + piece, self._plain
-        if last:
-            _write_headers(out, position, size, epoch.peer_index, counter, count)
-            fields: list[int | bytes] = [STREAM, 0, stream, offset, b""] * last
-            fields[1::5] = range(last)
-            fields[3::5] = range(offset, offset + piece * last, piece)
-            fields[4::5] = spaced(f"{piece}s", last, 0).unpack_from(buffer, start)
-            spaced(f"{STREAM_FIELDS}{piece}s", last, 0).pack_into(plain, 0, *fields)
-            row = self._row
-            deque(
-                map(
-                    epoch.encrypt,
-                    row(out, position + 1, size, HEADER - 1, last)[:last],
-                    row(plain, 0, width, width, last),
-                    row(out, position, size, HEADER, last),
-                    row(out, position + HEADER, size, size - HEADER, last),
-                ),
-                maxlen=0,
-            )
-        else:
-            segment = STREAM_OVERHEAD + length
-            LANE_HEADER.pack_into(out, position, KIND, epoch.peer_index, counter)
-        done = piece * last
-        kind = STREAM_ASK if ask else STREAM
-        STREAM_HEADER.pack_into(plain, 0, kind, last, stream, offset + done)
-        top = STREAM_SIZE + length - done
-        plain[STREAM_SIZE:top] = buffer[start + done : end]
-        return _seal_last(epoch, plain[:top], out, position, segment, last), counter, count
+        sends = seal_stretch(
+            epoch, self._room, counter, count, stream, offset, buffer[start:end], piece, out, position, ask
+        )
+        return sends, counter, count
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
@@ -401,27 +322,6 @@ class Lane:
             for epoch in list(self._epochs.values()):
                 self._move(epoch, now)
         return heard
-
-
-def _write_headers(
-    out: memoryview, position: int, segment: int, index: int, counter: int, count: int
-) -> None:
-    """Write the lane headers of `count` datagrams, `segment` bytes from one to the next."""
-    fields = [KIND, index, 0] * count
-    fields[2::3] = range(counter, counter + count)
-    spaced(FIELDS, count, segment - HEADER).pack_into(out, position, *fields)
-
-
-def _seal_last(
-    epoch: _LaneKeys, plain: memoryview, out: memoryview, position: int, segment: int, last: int
-) -> list[Send]:
-    """Seal the last slice, number `last`, which may be shorter, and cut all of them into sends."""
-    final = position + segment * last
-    body = final + HEADER
-    finish = body + len(plain) + TAG
-    epoch.encrypt(out[final + 1 : body], plain, out[final:body], out[body:finish])
-    step = segment * min(MAX_TRAIN, MAX_SEND // segment)
-    return [(begin, min(begin + step, finish), segment) for begin in range(position, finish, step)]
 
 
 def _checked(index: int, before: int) -> int:

@@ -17,8 +17,18 @@ from cryprq_proxy.crypto.handshake import EpochSecrets
 from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError
 from cryprq_proxy.lane import sealing as lane_module
-from cryprq_proxy.lane.layout import EXPRESS_KIND, HEADER, KEEPALIVE, KIND, MAX_TRAIN, OVERHEAD
-from cryprq_proxy.lane.sealing import LINGER, MAX_EPOCHS, MAX_SEND, OUT_SIZE, Lane
+from cryprq_proxy.lane.layout import (
+    EXPRESS_KIND,
+    HEADER,
+    KEEPALIVE,
+    KIND,
+    MAX_TRAIN,
+    OVERHEAD,
+    STREAM,
+    STREAM_ASK,
+)
+from cryprq_proxy.lane.sealed_train import MAX_SEND
+from cryprq_proxy.lane.sealing import LINGER, MAX_EPOCHS, OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import (
     EXPRESS,
     HEADROOM,
@@ -50,13 +60,20 @@ def test_frozen_datagrams(vector: dict[str, Any]) -> None:
     counter = 0
     for entry in vector["sent"]:
         pieces = [bytes.fromhex(text) for text in entry["datagrams"]]
-        payloads = []
+        payloads: list[bytes] = []
         for number, piece in enumerate(pieces):
             assert piece[:HEADER] == struct.pack("!BIQ", 1, vector["index"], counter)
             plain = aead.decrypt(piece[1:13], piece[13:], piece[:13])
             counter += 1
             if "message" in entry:
                 assert plain.hex() == entry["message"]
+                continue
+            if "stream" in entry:
+                asks = entry["ask"] and number == len(pieces) - 1
+                place = entry["offset"] + sum(map(len, payloads))
+                kind = STREAM_ASK if asks else STREAM
+                assert plain[:14] == struct.pack("!BBIQ", kind, number, entry["stream"], place)
+                payloads.append(plain[14:])
                 continue
             flags, gso, header = entry["shape"]
             packet = bytes.fromhex(entry["packet"])
@@ -68,6 +85,10 @@ def test_frozen_datagrams(vector: dict[str, Any]) -> None:
         if "message" in entry:
             plain = bytes.fromhex(entry["message"])
             assert at_exit.messages.pop() == (plain[0], plain[1:], len(pieces[0]))
+        elif "stream" in entry:
+            assert b"".join(payloads).hex() == entry["bytes"]
+            told = (entry["stream"], entry["offset"], b"".join(payloads), counter - len(pieces), len(pieces))
+            assert at_exit.streams.pop() == (*told, entry["ask"])
         else:
             assert b"".join(payloads) == packet[header:]
             run = Run(Shape(*entry["shape"]), 0, len(pieces), len(pieces))

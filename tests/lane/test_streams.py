@@ -24,7 +24,8 @@ from cryprq_proxy.lane.layout import (
     STREAM_HEADER,
     STREAM_OVERHEAD,
 )
-from cryprq_proxy.lane.sealing import LINGER, MAX_SEND, OUT_SIZE, Lane
+from cryprq_proxy.lane.sealed_train import MAX_SEND
+from cryprq_proxy.lane.sealing import LINGER, OUT_SIZE, Lane
 from cryprq_proxy.lane.slices import PLAIN, Shape
 from tests.support.lanes import GSO, datagrams, dropped, forged, message, receive, seal_stream
 from tests.vectors.make_lane import EPOCH, ROOM, Recorder, lanes, seal_packet, tcp4
@@ -244,6 +245,20 @@ def test_datagrams_one_by_one_are_joined_until_something_does_not_follow() -> No
     assert check(at_exit.streams, BYTES) == set(range(10)) - {3}
     exit_.flush()
     assert len(at_exit.streams) == 3
+
+
+@pytest.mark.parametrize(
+    ("second", "counter"),
+    [(part(11, b"y"), 1), (part(9, b"y"), 1), (part(10, b"y", stream=8), 1), (part(10, b"y"), 2)],
+)
+def test_only_what_follows_is_joined(second: bytes, counter: int) -> None:
+    _, exit_, _, at_exit = lanes()
+    for piece in (forged(part(0, bytes(10)), 0), forged(second, counter)):
+        exit_.open_batch(memoryview(bytearray(piece)), len(piece), len(piece), 0.0)
+    assert at_exit.streams == [(7, 0, bytes(10), 0, 1, False)]
+    exit_.flush()
+    _, _, stream, offset = STREAM_HEADER.unpack_from(second)
+    assert at_exit.streams[1:] == [(stream, offset, b"y", counter, 1, False)]
 
 
 def test_no_more_is_joined_than_there_is_room_for() -> None:

@@ -1,4 +1,4 @@
-"""Makes lane.json: datagrams of the lane under fixed keys: a message, and a super-packet in slices.
+"""Makes lane.json: datagrams of the lane under fixed keys: messages, packets in slices, and bytes of a stream.
 
 The tests call the same functions and compare. Run as a script, this file writes the vectors anew.
 """
@@ -105,10 +105,10 @@ def make() -> list[dict[str, Any]]:
     for cipher in Cipher:
         client, *_ = lanes(cipher)
         entries: list[dict[str, Any]] = []
-        out = memoryview(bytearray(200))
+        room = memoryview(bytearray(OUT_SIZE))
         for message in (bytes((KEEPALIVE,)), struct.pack("!BQ", PROBE, 7) + bytes(5)):
-            end = client.seal(message, out, 0)
-            entries.append({"message": message.hex(), "datagrams": [out[:end].hex()]})
+            end = client.seal(message, room, 0)
+            entries.append({"message": message.hex(), "datagrams": [room[:end].hex()]})
         for packet, shape, size in (
             (tcp4(bytes(range(250))), Shape(NEEDS_CSUM | TCP4, 100, 40), 200),
             (tcp4(bytes(range(250))), Shape(NEEDS_CSUM | TCP4, 100, 40), 160),
@@ -122,6 +122,22 @@ def make() -> list[dict[str, Any]]:
                     "shape": list(shape),
                     "size": size,
                     "datagrams": [sent[at : at + segment].hex() for at in range(0, len(sent), segment)],
+                }
+            )
+        for offset, length, size, ask in ((2**33, 250, 143, False), (2**33 + 100, 100, 200, True)):
+            data = memoryview(bytes(range(250)))[:length]
+            ((begin, end, segment),), _, _ = client.seal_stream(
+                9, offset, data, 0, length, size, room, 0, ask
+            )
+            entries.append(
+                {
+                    "stream": 9,
+                    "offset": offset,
+                    "bytes": data.hex(),
+                    "ask": ask,
+                    "datagrams": [
+                        room[at : min(at + segment, end)].hex() for at in range(begin, end, segment)
+                    ],
                 }
             )
         vectors.append(

@@ -27,7 +27,7 @@ from typing import Final
 from ...base.buffers import SHARED
 from ...base.faults import Faults
 from ...lane.layout import EXPRESS_KIND, KIND, MAX_TRAIN
-from ...lane.sealing import MAX_SEND
+from ...lane.sealed_train import MAX_SEND
 from .batch import MAX_SEGMENTS, RECEIVE_SIZE, Batch
 from .udp_socket import UdpSocket
 
