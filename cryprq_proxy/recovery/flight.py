@@ -1,8 +1,8 @@
 """The trains in flight: what is acknowledged, what is lost (RFC 9002 section 6.1), and how fast it is delivered.
 
 A train of 44 datagrams is one *run* of counters. Where an acknowledgement or a loss cuts it, what remains in flight is
-one run or several, all of the same train. Runs lie in three lists in the order of their counters, so that acknowledged
-are slices, found by bisection, and lost is a piece at the head: what is lost lies below what was acknowledged.
+one run or several, all of the same train. Runs lie in lists in the order of their counters, so that acknowledged are
+slices, found by bisection, and lost is a piece at the head: what is lost lies below what was acknowledged.
 
 Delivery is measured as in draft-cheng-iccrg-delivery-rate-estimation-02, with trains where it has packets.
 """
@@ -36,13 +36,12 @@ class Part[Cargo](NamedTuple):
     behind: int
 
 
-class Train[Cargo]:
+class Train:
     """Datagrams that left together. Sizes are bytes on the wire."""
 
     __slots__ = (
         "app_limited",
         "behind",
-        "cargo",
         "delivered",
         "delivered_at",
         "eliciting",
@@ -61,7 +60,6 @@ class Train[Cargo]:
         segment: int,
         size: int,
         now: float,
-        cargo: Cargo | None,
         eliciting: bool,
     ) -> None:
         self.first = first
@@ -71,7 +69,6 @@ class Train[Cargo]:
         self.short = count * segment - size
         """By how much the last datagram is smaller than the others."""
         self.sent_at = now
-        self.cargo = cargo
         self.eliciting = eliciting
         self.left = count
         """Datagrams of it that are in flight."""
@@ -91,7 +88,7 @@ class Acked[Cargo](NamedTuple):
     parts: list[Part[Cargo]]
     size: int
     datagrams: int
-    newest: Train[Cargo] | None
+    newest: Train | None
     """The train of the highest counter that was in flight until now."""
     highest: bool
     """Whether that is the highest one that the acknowledgement names: it measures the round trip."""
@@ -107,10 +104,10 @@ class Lost[Cargo](NamedTuple):
     datagrams: int
 
 
-class _LostRun[Cargo](NamedTuple):
+class _LostRun(NamedTuple):
     first: int
     behind: int
-    train: Train[Cargo]
+    train: Train
     at: float
 
 
@@ -120,6 +117,7 @@ class Flight[Cargo]:
     __slots__ = (
         "_behinds",
         "_calm_since",
+        "_cargos",
         "_delivered_at",
         "_eliciting",
         "_first_sent_at",
@@ -145,20 +143,21 @@ class Flight[Cargo]:
         self.threshold = THRESHOLD
         self.factor = FACTOR
         self._calm_since = 0.0
-        # The runs: first counters, counters behind the last, trains.
+        # The runs: first counters, counters behind the last, trains, and the cargo of those that still have it.
         self._firsts: list[int] = []
         self._behinds: list[int] = []
-        self._trains: list[Train[Cargo]] = []
+        self._trains: list[Train] = []
+        self._cargos: list[Cargo | None] = []
         # Those that elicit, oldest first; what is settled goes when it comes to the head.
-        self._eliciting: deque[Train[Cargo]] = deque()
-        self._lost_runs: deque[_LostRun[Cargo]] = deque(maxlen=REMEMBERED)
+        self._eliciting: deque[Train] = deque()
+        self._lost_runs: deque[_LostRun] = deque(maxlen=REMEMBERED)
         self._delivered_at = self._first_sent_at = 0.0
         # Application-limited until more than this is delivered; so at first, since nothing is known of the path.
         self._limited_until = 0
 
     # --- out -------------------------------------------------------------------------------------------------------
 
-    def add(self, train: Train[Cargo], size: int) -> None:
+    def add(self, train: Train, size: int, cargo: Cargo | None) -> None:
         """A train of `size` bytes left, with counters above all that are in flight."""
         if not self.size:
             self._first_sent_at = self._delivered_at = train.sent_at
@@ -169,6 +168,7 @@ class Flight[Cargo]:
         self._firsts.append(train.first)
         self._behinds.append(train.behind)
         self._trains.append(train)
+        self._cargos.append(cargo)
         if train.eliciting:
             self._eliciting.append(train)
         self.size += size
@@ -178,7 +178,7 @@ class Flight[Cargo]:
         """There is less to send than might be: what is in flight does not measure the path."""
         self._limited_until = self.delivered + self.size
 
-    def oldest_eliciting(self) -> Train[Cargo] | None:
+    def oldest_eliciting(self) -> Train | None:
         """The oldest train in flight that elicits."""
         eliciting = self._eliciting
         while eliciting and not eliciting[0].left:
@@ -209,7 +209,8 @@ class Flight[Cargo]:
                 size += train.size(begin, end)
                 datagrams += end - begin
                 eliciting = eliciting or train.eliciting
-                self._settle(train, begin, end, parts)
+                train.left -= end - begin
+                self._hand_over(run, begin, end, parts)
             self._cut(low, high, first, behind)
         self.highest_acked = max(self.highest_acked, bounds[-1] - 1)
         if newest is not None:
@@ -229,7 +230,7 @@ class Flight[Cargo]:
         if not self._lost_runs:
             return 0
         found = 0
-        kept: deque[_LostRun[Cargo]] = deque(maxlen=REMEMBERED)
+        kept: deque[_LostRun] = deque(maxlen=REMEMBERED)
         for run in self._lost_runs:
             at = bisect_right(bounds, run.first)
             begin = run.first if at % 2 else bounds[at] if at < len(bounds) else run.behind
@@ -274,13 +275,14 @@ class Flight[Cargo]:
             size += train.size(begin, end)
             datagrams += end - begin
             self._lost_runs.append(_LostRun(begin, end, train, now))
-            self._settle(train, begin, end, parts)
+            train.left -= end - begin
+            self._hand_over(run, begin, end, parts)
             if end < behinds[run]:
                 firsts[run] = end
                 break
             run += 1
         if run:
-            del firsts[:run], behinds[:run], trains[:run]
+            del firsts[:run], behinds[:run], trains[:run], self._cargos[:run]
         self.size -= size
         self.datagrams -= datagrams
         return Lost(parts, size, datagrams)
@@ -293,27 +295,26 @@ class Flight[Cargo]:
 
     # --- cargo -----------------------------------------------------------------------------------------------------
 
-    def take_cargo(self, trains: int) -> list[Part[Cargo]]:
-        """The cargo of the oldest `trains` that have any. They stay in flight without it."""
+    def take_cargo(self, datagrams: int) -> list[Part[Cargo]]:
+        """The cargo of the oldest `datagrams` that have any. They stay in flight without it."""
         parts: list[Part[Cargo]] = []
-        for train in self._eliciting:
-            if not trains:
+        cargos = self._cargos
+        for run in range(len(cargos)):
+            if not datagrams:
                 break
-            if train.cargo is None:
+            if cargos[run] is None:
                 continue
-            run = bisect_left(self._firsts, train.first)
-            while run < len(self._trains) and self._trains[run] is train:
-                begin, end = self._firsts[run] - train.first, self._behinds[run] - train.first
-                parts.append(Part(train.cargo, begin, end))
-                run += 1
-            train.cargo = None
-            trains -= 1
+            begin, end = self._firsts[run], min(self._behinds[run], self._firsts[run] + datagrams)
+            self._hand_over(run, begin, end, parts)
+            if end < self._behinds[run]:
+                self._split(run, end, end)
+            cargos[run] = None
+            datagrams -= end - begin
         return parts
 
     def abandon(self) -> None:
-        """Forget the cargo of all trains; they stay in flight."""
-        for train in self._trains:
-            train.cargo = None
+        """Forget all cargo; the trains stay in flight."""
+        self._cargos[:] = [None] * len(self._cargos)
 
     def not_after(self, now: float) -> None:
         """The clock was put back: nothing has happened after `now`."""
@@ -325,23 +326,19 @@ class Flight[Cargo]:
             train.delivered_at = min(train.delivered_at, now)
             train.first_sent_at = min(train.first_sent_at, now)
 
-    def _settle(self, train: Train[Cargo], begin: int, end: int, parts: list[Part[Cargo]]) -> None:
-        """These counters of `train` are in flight no longer."""
-        cargo = train.cargo
+    def _hand_over(self, run: int, begin: int, end: int, parts: list[Part[Cargo]]) -> None:
+        """Put these counters' cargo among the parts."""
+        cargo = self._cargos[run]
         if cargo is not None:
-            parts.append(Part(cargo, begin - train.first, end - train.first))
-        train.left -= end - begin
-        if not train.left:
-            train.cargo = None
+            first = self._trains[run].first
+            parts.append(Part(cargo, begin - first, end - first))
 
     def _cut(self, low: int, high: int, first: int, behind: int) -> None:
         """Take the counters `first` up to before `behind` out of the runs `low` to `high`."""
-        firsts, behinds, trains = self._firsts, self._behinds, self._trains
+        firsts, behinds = self._firsts, self._behinds
         head, tail = firsts[low] < first, behinds[high - 1] > behind
         if head and tail and high == low + 1:
-            firsts.insert(high, behind)
-            behinds.insert(low, first)
-            trains.insert(high, trains[low])
+            self._split(low, first, behind)
             return
         if head:
             behinds[low] = first
@@ -349,4 +346,11 @@ class Flight[Cargo]:
         if tail:
             firsts[high - 1] = behind
             high -= 1
-        del firsts[low:high], behinds[low:high], trains[low:high]
+        del firsts[low:high], behinds[low:high], self._trains[low:high], self._cargos[low:high]
+
+    def _split(self, run: int, first: int, behind: int) -> None:
+        """Make two runs of one, without the counters `first` up to before `behind`."""
+        self._firsts.insert(run + 1, behind)
+        self._behinds.insert(run, first)
+        self._trains.insert(run, self._trains[run])
+        self._cargos.insert(run, self._cargos[run])

@@ -26,7 +26,8 @@ from .round_trip import RoundTrip
 from .rounds import Rounds
 
 PROBED: Final = 2
-"""Trains whose cargo comes back after a probe time-out, and datagrams for which there is room then."""
+"""Datagrams whose cargo comes back after a probe time-out, and for which there is room then. Often they have arrived,
+and only the acknowledgement is late: the rest of their train is not sent again."""
 PERSISTENT: Final = 3
 """Probe time-outs in a row after which the congestion control hears of the silence."""
 LONGEST_TIMEOUT_AT_FIRST: Final = 0.3
@@ -43,7 +44,7 @@ _SKIP_SPREAD: Final = 7_000
 
 _CHANCE: Final = SystemRandom()
 
-_LATELY: Final = 1_024
+_LATELY: Final = 4_096
 """Datagrams of which `loss` tells: after each so many, older ones count half."""
 
 
@@ -116,7 +117,7 @@ class Recovery[Cargo]:
         self._now = self._since = now
         self._seen_ce = 0
         self._unasked = 0
-        self._lost_lately = self._settled_lately = 0
+        self._lost_lately = self._settled_lately = 0.0
         # Silence: the last acknowledgement of something new, the first and last probe time-out after it.
         self._progress_at = now
         self._silent_since = self._last_timeout = -inf
@@ -213,7 +214,7 @@ class Recovery[Cargo]:
                 )
             return
         self.control.sent(size, now, flight.size)
-        flight.add(Train(first, count, segment, size, now, cargo, eliciting), size)
+        flight.add(Train(first, count, segment, size, now, eliciting), size, cargo)
 
     def app_limited(self) -> None:
         """There is room, and nothing to send: what is in flight does not measure the path. Call it each time when this
@@ -261,9 +262,7 @@ class Recovery[Cargo]:
             self.control.lost(lost.size, now, self._flight.size)
         return lost
 
-    def _tell(
-        self, newest: Train[Cargo], acked: int, lost: int, round_trip: float, ce: int, now: float
-    ) -> None:
+    def _tell(self, newest: Train, acked: int, lost: int, round_trip: float, ce: int, now: float) -> None:
         """Tell the congestion control."""
         flight, sample = self._flight, self._sample
         sample.now, sample.acked, sample.lost, sample.round_trip = now, acked, lost, round_trip
@@ -283,8 +282,8 @@ class Recovery[Cargo]:
         self._settled_lately += acked + lost
         self._lost_lately += lost
         if self._settled_lately > _LATELY:
-            self._settled_lately //= 2
-            self._lost_lately //= 2
+            self._settled_lately /= 2
+            self._lost_lately /= 2
 
     # --- time ------------------------------------------------------------------------------------------------------
 
@@ -293,7 +292,7 @@ class Recovery[Cargo]:
         return min(self._next_loss(), self._next_timeout())
 
     def tick(self, now: float) -> Settled[Cargo]:
-        """Time has passed: what is lost by it, and the cargo of the two oldest trains after a probe time-out."""
+        """Time has passed: what is lost by it, and the cargo of the two oldest datagrams after a probe time-out."""
         now = self._time(now)
         if self._next_loss() <= now:
             return Settled([], self._lose(now).parts, False)

@@ -45,12 +45,15 @@ Cargo = tuple[int, ...]
 
 
 class World:
-    """A sender with pieces to deliver, a receiver, and the weather between them, on a virtual clock."""
+    """A sender with pieces to deliver, a receiver, and the weather between them, on a virtual clock. `back` is that of
+    acknowledgements, if it is another."""
 
-    def __init__(self, weather: Weather, seed: int, window: int = 60 * DATAGRAM) -> None:
-        self.weather, self.chance = weather, Random(seed)
+    def __init__(self, weather: Weather, seed: int, back: Weather | None = None) -> None:
+        self.weather, self.back, self.chance = weather, back or weather, Random(seed)
         self.now = 0.0
-        self.recovery = Recovery[Cargo](NotedControl(window), OpenPacer(), 0.0, chance=self.chance.random)
+        self.recovery = Recovery[Cargo](
+            NotedControl(60 * DATAGRAM), OpenPacer(), 0.0, chance=self.chance.random
+        )
         self.received = Received()
         self.seen: set[int] = set()
         """Counters: the lane's replay window."""
@@ -61,6 +64,8 @@ class World:
         self.counter = 0
         self.events: list[tuple[float, int, tuple[int, int, bool] | bytes]] = []
         self.happened = 0
+        self.progress: list[float] = []
+        """The times at which something was acknowledged."""
 
     def run(self) -> None:
         while len(self.acked) < PIECES:
@@ -100,7 +105,8 @@ class World:
             self.recovery.app_limited()
 
     def spread(self, what: tuple[int, int, bool] | bytes) -> None:
-        for at in self.weather.arrivals(self.now, self.chance):
+        weather = self.back if isinstance(what, bytes) else self.weather
+        for at in weather.arrivals(self.now, self.chance):
             self.happened += 1
             heapq.heappush(self.events, (at, self.happened, what))
 
@@ -118,6 +124,8 @@ class World:
             self.received.add(counter, counter, self.now, eliciting=True, ask=ask)
 
     def settle(self, settled: Settled[Cargo]) -> None:
+        if settled.acked:
+            self.progress.append(self.now)
         for part in settled.acked:
             pieces = set(part.cargo[part.first : part.behind])
             assert pieces <= self.in_flight, "acknowledged, and not in flight"
@@ -141,6 +149,7 @@ class World:
         Weather(),
         Weather(loss=0.01),
         Weather(loss=0.3),
+        Weather(loss=0.6),
         Weather(duplicates=0.5),
         Weather(reordered=0.2),
         Weather(loss=0.1, duplicates=0.1, reordered=0.1),
@@ -158,8 +167,28 @@ def test_each_piece_is_acknowledged_exactly_once(weather: Weather, seed: int) ->
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("back", [Weather(loss=0.3), Weather(reordered=0.7, duplicates=0.5)], ids=str)
+def test_lost_and_late_acknowledgements_cost_little(back: Weather, seed: int) -> None:
+    """A later one tells what an earlier one has told."""
+    world = World(Weather(), seed, back)
+    world.run()
+    assert world.acked == set(range(PIECES))
+    assert world.counter < 1.1 * PIECES
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_without_loss_nothing_is_sent_twice(seed: int) -> None:
     world = World(Weather(), seed)
     world.run()
     assert (world.recovery.lost, world.recovery.spurious, world.recovery.timeouts) == (0, 0, 0)
     assert world.recovery.delivered == PIECES * DATAGRAM
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("seconds", "soon"), [(0.5, 0.4), (3.0, 0.4), (9.0, 0.4), (60.0, 3.1)])
+def test_after_a_black_out_it_goes_on_soon(seconds: float, soon: float, seed: int) -> None:
+    end = 0.2 + seconds
+    world = World(Weather(black_out=(0.2, end)), seed)
+    world.run()
+    assert min(time for time in world.progress if time > end) - end < soon
+    assert world.counter < PIECES + 250, "probes, and what was in flight"
