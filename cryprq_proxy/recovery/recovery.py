@@ -344,7 +344,10 @@ class Recovery[Cargo]:
         """Bytes of the window; 0 if it is less than a datagram: who waits for that must not be woken for less."""
         flight, control = self._flight, self.control
         free = control.window - flight.size
-        return free if free >= control.datagram and flight.datagrams < MAX_DATAGRAMS else 0
+        if free >= control.datagram and flight.datagrams < MAX_DATAGRAMS:
+            return free
+        # What does not elicit may fill the window, and nobody would ever acknowledge it.
+        return PROBED * control.datagram if flight.oldest_eliciting() is None else 0
 
     def _time(self, now: float) -> float:
         """`now`. If the clock was put back, nothing that is known happened later."""

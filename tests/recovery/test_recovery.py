@@ -92,6 +92,17 @@ def test_less_than_a_datagram_is_no_room_and_wakes_nobody() -> None:
     assert (sender.recovery.room(0.0), sender.recovery.next_at(0.0)) == (0, inf)
 
 
+def test_what_does_not_elicit_never_closes_the_window() -> None:
+    sender = Sender(window=20_000)
+    sender.send("AB")
+    assert (sender.recovery.room(0.0), sender.recovery.deadline()) == (2_000, inf)
+    assert sender.recovery.wants_ask(2_000)
+    sender.send("c", count=2)
+    assert sender.recovery.room(0.0) == 0
+    sender.acked(0, 22, now=0.1)
+    assert sender.recovery.room(0.1) == 20_000
+
+
 def test_the_pacer_says_when_there_is_room_in_the_window() -> None:
     sender = Sender()
     sender.pacer.ready_at = 0.5
