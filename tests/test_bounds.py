@@ -58,7 +58,7 @@ from cryprq_proxy.outbound.resolving import (
 )
 from cryprq_proxy.pairing import invite_store
 from cryprq_proxy.process import answers, control, overlap, recent_errors
-from cryprq_proxy.recovery import flight, received, recovery
+from cryprq_proxy.recovery import bandwidth, flight, pacer, received, recovery
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
@@ -449,6 +449,10 @@ REACHED = {
         "recovery/test_recovery.py::test_few_left_out_counters_are_remembered",
         "recovery/test_flight.py::test_thresholds_have_a_bound",
     ],
+    "samples of a lane's bandwidth that are kept; time that its pacer is ahead": [
+        "recovery/test_bandwidth.py::test_few_samples_are_kept_however_many_come",
+        "recovery/test_pacer.py::test_a_debt_is_over_in_a_second",
+    ],
     "time between two probes of a silent lane; in the first 10 s": [
         "recovery/test_recovery.py::test_time_outs_double_up_to_a_bound"
     ],
@@ -751,6 +755,10 @@ NUMBERS: dict[str, list[float]] = {
         flight.REMEMBERED,
         recovery.SKIPPED,
         flight.MAX_THRESHOLD,
+    ],
+    "samples of a lane's bandwidth that are kept; time that its pacer is ahead": [
+        bandwidth.MOST,
+        pacer.AHEAD,
     ],
     "time between two probes of a silent lane; in the first 10 s": [
         recovery.LONGEST_TIMEOUT,
