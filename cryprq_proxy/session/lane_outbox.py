@@ -73,8 +73,12 @@ class LaneOutbox:
 
     def take(self, room: int, now: float, *, new: bool) -> Load | None:
         """The next load, of `room` bytes at most. With `new` also of what the lane does not carry so far."""
-        frames = self._take_frames(min(room, self.payload), new=new)
-        return FramesLoad(frames, self.log, now) if frames else self._take_piece(room, now)
+        while True:
+            frames = self._take_frames(min(room, self.payload), new=new)
+            if frames:
+                return FramesLoad(frames, self.log, now)
+            if not self._skip_useless():
+                return self._take_piece(room, now)
 
     def _take_frames(self, left: int, *, new: bool) -> list[Unit]:
         """What leaves in one datagram of `left` bytes: frames, and the data of one stream if all that waits of it fits
@@ -88,10 +92,14 @@ class LaneOutbox:
             return frames
         left = self._take_windows(frames, left)
         left = self._take_waiting(frames, left)
-        if self._pieces or self._rest is not None:
+        if self._pieces or self._rest is not None or self.session.retention.next() is not None:
+            # Also because no data may be carried before the OPEN of its stream: what the lane carries may have to go by
+            # another path at any time, before what waits.
             return frames
         unit = self._next_unit()
         if unit is None:
+            # Those that were asked for more may have ended their streams.
+            self._take_waiting(frames, left)
             return frames
         self.log.add(unit)
         if len(unit.frame) > left:
@@ -159,32 +167,45 @@ class LaneOutbox:
             session.table.send_fin(stream)
         return unit
 
+    def _skip_useless(self) -> bool:
+        """Whether there were bytes of streams that were reset, which come next and need not leave."""
+        skipped = False
+        while self._reset and (piece := self._pieces[0] if self._pieces else self._rest) is not None:
+            unit, begin, finish = piece
+            if not self._is_reset(unit):
+                break
+            self._go_on_at(finish)
+            skipped = True
+            if self.log.settle(unit, finish - begin):
+                self._free([unit])
+        return skipped
+
     def _take_piece(self, room: int, now: float) -> StreamLoad | None:
         """Bytes of one unit, as many as one train carries."""
-        payload = self.payload
-        while (piece := self._pieces[0] if self._pieces else self._rest) is not None:
-            unit, begin, finish = piece
-            size = finish - begin
-            load = None
-            if not self._is_reset(unit):
-                most = min(room, MAX_SLICES * payload)
-                if size > most:
-                    size = most - most % payload
-                    if not size:
-                        return None
-                load = StreamLoad(unit, begin, begin + size, payload, self.log, now)
-            rest = (unit, begin + size, finish) if begin + size < finish else None
-            if not self._pieces:
-                self._rest = rest
-            elif rest is not None:
-                self._pieces[0] = rest
-            else:
-                self._pieces.popleft()
-            if load is not None:
-                return load
-            if self.log.settle(unit, size):
-                self._free([unit])
-        return None
+        piece = self._pieces[0] if self._pieces else self._rest
+        if piece is None:
+            return None
+        unit, begin, finish = piece
+        payload, most = self.payload, min(room, MAX_SLICES * self.payload)
+        size = finish - begin
+        if size > most:
+            size = most - most % payload
+            if not size:
+                return None
+        self._go_on_at(begin + size)
+        return StreamLoad(unit, begin, begin + size, payload, self.log, now)
+
+    def _go_on_at(self, begin: int) -> None:
+        """The bytes that come next have left, up to `begin`."""
+        pieces = self._pieces
+        unit, _, finish = pieces[0] if pieces else self._rest  # type: ignore[misc]
+        rest = (unit, begin, finish) if begin < finish else None
+        if not pieces:
+            self._rest = rest
+        elif rest is not None:
+            pieces[0] = rest
+        else:
+            pieces.popleft()
 
     # --- what became of it ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ..errors import CloseReason, PeerError
 from . import frame_reader, wire
 from .epochs import EpochLedger
 from .frame_reader import read_data
+from .lane_inbox import LaneInbox
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .outgoing import OutgoingSession, others_wait, outgoing_waits, write_others, write_outgoing
 from .path_keys import PathKeys
@@ -54,6 +55,13 @@ class Other(Protocol):
     def admitted(self) -> bool: ...
 
 
+class LaneBeside(Protocol):
+    """What a path needs of the lane."""
+
+    @property
+    def inbox(self) -> LaneInbox: ...
+
+
 class PathSession(OutgoingSession, Protocol):
     """What a path and its carrier need of their session (session.py)."""
 
@@ -65,6 +73,8 @@ class PathSession(OutgoingSession, Protocol):
     def current(self) -> SessionPath | None: ...
     @property
     def carrying(self) -> object: ...
+    @property
+    def lane(self) -> LaneBeside | None: ...
     @property
     def paths(self) -> Mapping[int, SessionPath]: ...
     @property
@@ -396,6 +406,9 @@ class SessionPath:
             position = self._receive_verdict(self._admitted, self.keys.opener, data)
             if not position:
                 return 0
+        if session.lane is not None:
+            # It was acknowledged, so what comes here may rely on it.
+            session.lane.inbox.go_on()
         left = before = session.turn.left
         if self._frames is not None and left > 0:
             left = self._take_frames(self._frames, left)

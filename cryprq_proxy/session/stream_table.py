@@ -349,6 +349,8 @@ class StreamTable:
 
     def _deliver_datagram(self, stream: Stream, destination: Destination, payload: memoryview) -> None:
         self.bytes_received += len(payload)
+        if stream.receive_half is not Half.OPEN:
+            return  # its end has overtaken it, by another path
         handler = stream.handler
         try:
             handler.datagram_received(destination, payload)

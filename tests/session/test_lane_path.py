@@ -164,6 +164,43 @@ def test_frames_that_fit_no_longer_find_another_path() -> None:
     assert on.exit.rotation.current == 1
 
 
+def test_no_data_leave_before_the_open_of_their_stream() -> None:
+    """When the lane falls, what it carries goes before what waits."""
+    on = LanePair()
+    apps = [on.link.open() for _ in range(200)]
+    apps[-1].say(b"hello")
+    lane = on.lane(on.client)
+    assert lane.next(PAYLOAD, PAYLOAD, on.now) is not None and apps[-1].stream is not None
+    assert apps[-1].stream.queue, "its OPEN waits for another datagram"
+    lane.set_up(False, 0.0, "a test says so", on.now)
+    on.link.carrier.settle()
+    assert on.link.served[200].received == b"hello"
+
+
+def test_an_end_leaves_that_is_said_when_it_is_asked_for_more() -> None:
+    on = LanePair()
+    app, other = on.pair()
+    assert app.stream is not None
+    app.finishing = True
+    app.stream.wait_for_turn()
+    (load,) = on.take(on.client)
+    assert kinds(load) == [FIN] and on.deliver(on.client, load)
+    assert other.events[-1] == ("eof",)
+
+
+def test_bytes_of_a_stream_that_was_reset_do_not_keep_others_waiting() -> None:
+    on = LanePair()
+    first, second = on.slotted()[0], on.pair()[0]
+    first.say(TEXT[:60_000])
+    lane = on.lane(on.client)
+    lane.lost([whole(load) for load in on.take(on.client)], on.now)
+    assert first.stream is not None
+    first.stream.reset(StreamReason.CANCELLED)
+    second.say(b"hello")
+    loads = on.take(on.client)
+    assert [kinds(load) for load in loads] == [[wire.RESET], [DATA]]
+
+
 # --- what becomes of it ---
 
 
@@ -433,6 +470,22 @@ def test_more_holes_than_are_kept_are_refused_and_filled_ones_are_not() -> None:
     assert lane.stream_data(1, 0, memoryview(bytes(1_000)), on.now)
     assert len(other.received) == 2_000
     assert lane.stream_data(1, 2_000 * taken + 1_000, memoryview(bytes(1_000)), on.now)
+
+
+def test_what_a_record_brings_comes_after_what_waits_for_a_turn() -> None:
+    """That was acknowledged, so the client relies on it."""
+    on = LanePair(limits=session_limits(streams=10_000))
+    app = [on.link.open() for _ in range(61)][-1]
+    loads = on.take(on.client)
+    on.client.turn.renew()
+    for load in reversed(loads):
+        assert on.lane(on.exit).frames(memoryview(load.data), on.now)  # type: ignore[union-attr]
+        on.lane(on.client).acked([whole(load)], on.now)
+    assert on.exit.turn.left <= 0 and 61 not in on.exit.streams
+    on.shorten(on.client)
+    app.say(b"hello")
+    on.link.carrier.settle()
+    assert on.link.served[61].received == b"hello"
 
 
 # --- who carries ---
