@@ -124,7 +124,7 @@ class Opener:
                 and fields[1::3] == (index,) * count
                 and fields[2::3] == tuple(range(counter, counter + count))
             ):
-                self._open_train(epoch, counter, (epoch.decrypt, data, begin, segment, count, last))
+                self._open_train(epoch, counter, (epoch.decrypt, data, begin, segment, 0, count, last))
             else:
                 self._open_mixture(fields, data, begin, segment, last)
         return self.heard
@@ -218,16 +218,16 @@ class Opener:
             ):
                 stop += 1
             size = last if stop == count else segment
-            train = (epoch.decrypt, data, begin + segment * at, segment, stop - at, size)
+            train = (epoch.decrypt, data, begin, segment, at, stop - at, size)
             self._open_train(epoch, counter, train)
             at = stop
 
     def _open_train(self, epoch: Receiving, counter: int, train: Train) -> None:
         """Open fresh datagrams with consecutive counters from `counter` on."""
         found, failed, heard = open_train(train, self._room, self.drops)
-        if self._account(epoch, counter, train[4], failed):
+        if self._account(epoch, counter, train[5], failed):
             self.heard += heard
-            self._hand_on(epoch.index, counter, found, train[4], failed)
+            self._hand_on(epoch.index, counter, found, train[5], failed)
 
     def _account(self, epoch: Receiving, counter: int, number: int, failed: list[int]) -> bool:
         """Mark `number` counters from `counter` on as seen, but not the positions that `failed`; False if all did."""

@@ -68,9 +68,10 @@ the position in the train of the message, of the packet's slice 0 (negative if t
 first datagram of a stream's run."""
 
 
-type Train = tuple[Decrypt, memoryview, int, int, int, int]
-"""What opens the datagrams, the buffer that holds them, where they begin, the size of each, their number, and the size
-of the last one."""
+type Train = tuple[Decrypt, memoryview, int, int, int, int, int]
+"""What opens the datagrams, the buffer that holds them, where the first of those that came with them begins, the size
+of each, how many of these are before the train, the number of the train's own, and the size of the last one. So all
+trains of one receive use the same views, wherever a loss has parted them."""
 
 
 def open_train(train: Train, room: Room, drops: Drops) -> tuple[list[Found], list[int], int]:
@@ -78,7 +79,8 @@ def open_train(train: Train, room: Room, drops: Drops) -> tuple[list[Found], lis
 
     A train may hold several packets and other messages. It may begin or end inside of a packet.
     """
-    decrypt, data, begin, segment, number, size = train
+    decrypt, data, begin, segment, before, number, size = train
+    begin += segment * before
     out, plain = room.opened, segment - OVERHEAD
     found: list[Found] = []
     failed: list[int] = []
@@ -170,7 +172,8 @@ def _open_stream(train: Train, room: Room, at: int, size: int, place: int) -> tu
 def _open_below(train: Train, room: Room, at: int, below: int, size: int, place: int, payload: int) -> int:
     """Open the `below` datagrams before the one at `at` (of `size` bytes, opened at `place`), last first, each at a
     place that is `payload` bytes lower. Returns how many opened before the first that failed."""
-    decrypt, data, begin, segment, _, _ = train
+    decrypt, data, begin, segment, before, _, _ = train
+    at += before
     row, out, low = room.row, room.opened, at - below
     places = iter(row(out, place - payload, -payload, segment - OVERHEAD, below)[:below])
     try:
