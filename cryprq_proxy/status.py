@@ -44,24 +44,31 @@ class EpochStatus(Struct, kw_only=True, frozen=True):
 
 
 class SessionPathStatus(Struct, kw_only=True, frozen=True):
-    """A path of a session. `kind` is that of its carrier, `address` the endpoint by which a client reaches the exit.
-    `use`: "in use" for the one that carries the streams, "doubted" for one that has fallen silent, else "standby".
-    Records are of all epochs."""
+    """A path of a session. `kind` is that of its carrier, or "lane", which has no `number`; `address` the endpoint by
+    which a client reaches the exit. `use`: "in use" for the one that carries the streams, "doubted" for one that has
+    fallen silent, "down" for a lane that does not work, else "standby"; `why`: of the lane, a part of a sentence.
+    `rate`: bytes a second that it sends, None until it had much to send; `loss`: share of the lane's datagrams;
+    `in_flight`: bytes that the peer has not acknowledged. The bytes that it has carried are those of records, or the
+    lane's of streams and frames; what went again counts again."""
 
-    number: int = 0
+    number: int | None = None
     kind: str = "?"
     address: str = ""
     use: str = "?"
+    why: str = ""
     round_trip: float | None = None
-    records_sent: int = 0
-    records_received: int = 0
+    rate: float | None = None
+    loss: float | None = None
+    in_flight: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
     cipher: str = "?"
 
 
 class SessionStatus(Struct, kw_only=True, frozen=True):
-    """`retained` bytes are kept until the peer acknowledges them. `epochs`: the newest first. `paths`: in the
-    order in which they have joined. The last four fields are None while the session has no carrier, and `cipher` and
-    `round_trip` are those of the path in use; a `round_trip` of 0 is not measured yet."""
+    """`retained` bytes are kept until the peer acknowledges them. `epochs`: the newest first. `paths`: in the order in
+    which they have joined, and then the lane. The last four fields are None while the session has no carrier, and
+    `cipher` and `round_trip` are those of the path in use; a `round_trip` of 0 is not measured yet."""
 
     attached: bool = False
     streams: int = 0

@@ -77,6 +77,11 @@ class StreamLoad:
             self.start = SLOT_HEADROOM
         self.end = self.start + finish - begin
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.finish - self.begin
+
     def part(self, first: int, behind: int) -> tuple[int, int]:
         """Where the bytes of these datagrams begin and end in the data of `unit`."""
         begin = self.begin + first * self.payload
@@ -93,6 +98,11 @@ class FramesLoad:
         self.data = b"".join([unit.frame for unit in units])
         self.log = log
         self.sent_at = sent_at
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.data)
 
 
 type Load = StreamLoad | FramesLoad

@@ -37,6 +37,8 @@ from .turns import FILL_WORK
 
 SILENT: Final = 2
 """Probe time-outs after which a record path that has answered takes over."""
+LOSS_WEIGHT: Final = 1 / 8
+"""Of a round trip's loss against that of those before it."""
 
 
 class LaneSession(LaneSender, InboxSession, Protocol):
@@ -70,6 +72,10 @@ class LanePath:
         """Without queues, in seconds."""
         self.rate: float | None = None
         """Bytes a second that it sends, as far as it is known."""
+        self.loss: float | None = None
+        """Share of the datagrams in the last rounds, as far as it is known."""
+        self.bytes_sent = self.bytes_received = 0
+        """Of streams and frames."""
         self.outbox = LaneOutbox(session)
         self.inbox = LaneInbox(session, lambda *frame: session.act(self, *frame), self.wake)
         self.silent_since = NEVER
@@ -128,6 +134,7 @@ class LanePath:
         """A round trip is over in which `rate` bytes a second were delivered, and this share of the datagrams was lost;
         `limited`: the applications had less to send than could have been sent."""
         self.session.now = now
+        self.loss = loss if self.loss is None else self.loss + LOSS_WEIGHT * (loss - self.loss)
         if self.carries and self.choice.round_over(rate, loss, limited, now):
             self.session.choose()
 
@@ -207,6 +214,8 @@ class LanePath:
         self._woken = True
         load = self.outbox.take(room, now, new=self.carries)
         self._woken = False
+        if load is not None:
+            self.bytes_sent += load.size
         return load
 
     def acked(self, parts: Iterable[Part], now: float) -> None:
@@ -320,11 +329,13 @@ class LanePath:
         """Bytes of a stream came, in any order. False if there is no room for them: then they must not be
         acknowledged. Raises PeerError."""
         self.session.now = now
+        self.bytes_received += len(data)
         return self.session.closed is not None or self.inbox.take_data(stream, offset, data)
 
     def frames(self, data: memoryview, now: float) -> bool:
         """Frames came. As `stream_data`."""
         self.session.now = now
+        self.bytes_received += len(data)
         return self.session.closed is not None or self.inbox.take_frames(bytes(data))
 
 

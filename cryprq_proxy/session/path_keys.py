@@ -35,6 +35,8 @@ class PathKeys:
     """
 
     __slots__ = (
+        "_bytes_opened",
+        "_bytes_sealed",
         "_dialler",
         "_receive_since",
         "_send_since",
@@ -57,6 +59,8 @@ class PathKeys:
         self.cipher, self.sealer, self.opener = keys
         self.send_epoch = self.receive_epoch = epoch
         self.sent_before = self.received_before = self.acknowledged = 0
+        self._bytes_sealed = self._bytes_opened = 0
+        """Under the keys before those in use."""
         self.joined = self._send_since = self._receive_since = now
         self.since = now
 
@@ -79,6 +83,15 @@ class PathKeys:
     def records_received(self) -> int:
         return self.received_before + self.opener.records
 
+    @property
+    def bytes_sent(self) -> int:
+        """Ciphertext and tags, of all epochs."""
+        return self._bytes_sealed + self.sealer.bytes
+
+    @property
+    def bytes_received(self) -> int:
+        return self._bytes_opened + self.opener.bytes
+
     def settled(self, epoch: int) -> bool:
         """Whether both directions have come to `epoch`, and the peer is known to have seen it."""
         return self.receive_epoch >= epoch <= self.send_epoch and self.acknowledged >= self.sent_before
@@ -86,6 +99,7 @@ class PathKeys:
     def switch_sending(self, epoch: int, secret: bytes, now: float) -> None:
         """SWITCH has been sealed: the next record is number 0 of `epoch`, whose `records` secret is given."""
         self.sent_before += self.sealer.records
+        self._bytes_sealed += self.sealer.bytes
         self.sealer = RecordSealer(self.cipher, record_keys(secret, self.number)[not self._dialler])
         self.send_epoch, self._send_since = epoch, now
         self.since = self._receive_since
@@ -98,6 +112,7 @@ class PathKeys:
         if secret is None or epoch <= self.receive_epoch:
             raise CarrierError(CloseReason.REKEY, "the peer changed to keys that it may not use")
         self.received_before += self.opener.records
+        self._bytes_opened += self.opener.bytes
         self.opener = RecordOpener(self.cipher, record_keys(secret, self.number)[self._dialler])
         self.receive_epoch, self._receive_since = epoch, now
         self.since = self._send_since

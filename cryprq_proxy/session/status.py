@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from ..crypto.primitives import Cipher
 from ..status import SessionPathStatus, SessionStatus, Traffic
+from .lane_path import LanePath
 from .path import SessionPath
 from .session import Session
 
@@ -68,8 +70,9 @@ def session_status(session: Session, now: float, carriers: Mapping[int, tuple[st
         retained=session.retention.kept,
         rotations=session.ledger.rotations,
         epochs=session.epochs(now),
-        paths=tuple(
-            _path_status(path, *carriers.get(path.number, ("?", ""))) for path in session.paths.values()
+        paths=(
+            *(_path_status(path, *carriers.get(path.number, ("?", ""))) for path in session.paths.values()),
+            *(() if session.lane is None else (_lane_status(session.lane, session.rotation.cipher),)),
         ),
         cipher=None if session.current is None else session.current.keys.cipher.name,
         epoch=None if rotation is None else rotation.sending,
@@ -79,14 +82,33 @@ def session_status(session: Session, now: float, carriers: Mapping[int, tuple[st
 
 
 def _path_status(path: SessionPath, kind: str, address: str) -> SessionPathStatus:
-    use = "in use" if path.session.current is path else "standby"
+    keys = path.keys
+    use = "in use" if path.session.carrying is path else "standby"
     return SessionPathStatus(
         number=path.number,
         kind=kind,
         address=address,
         use="doubted" if path.in_doubt else use,
         round_trip=round(path.liveness.round_trip, 6),
-        records_sent=path.keys.records_sent,
-        records_received=path.keys.records_received,
-        cipher=path.keys.cipher.name,
+        rate=path.rate,
+        in_flight=sum(len(unit.frame) for unit in path.log.units),
+        bytes_sent=keys.bytes_sent,
+        bytes_received=keys.bytes_received,
+        cipher=keys.cipher.name,
+    )
+
+
+def _lane_status(lane: LanePath, cipher: Cipher) -> SessionPathStatus:
+    use = "down" if not lane.up else "doubted" if lane.in_doubt else "in use" if lane.carries else "standby"
+    return SessionPathStatus(
+        kind="lane",
+        use=use,
+        why=lane.choice.why,
+        round_trip=round(lane.least_round_trip, 6),
+        rate=lane.rate,
+        loss=lane.loss,
+        in_flight=sum(lane.log.units.values()),
+        bytes_sent=lane.bytes_sent,
+        bytes_received=lane.bytes_received,
+        cipher=cipher.name,
     )

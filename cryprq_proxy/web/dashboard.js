@@ -190,12 +190,13 @@ function showStatus(status, at) {
   showPath(status);
   showRules(status);
   showTun(status.tun);
+  showPaths(part(status.session));
   showEpochs(part(status.session));
   showErrors(list(status.errors));
   permit();
 }
 
-const CARRIERS = {tcp: "TCP", ws: "WebSocket", wss: "WebSocket over TLS"};
+const CARRIERS = {lane: "UDP, the lane", tcp: "TCP", ws: "WebSocket", wss: "WebSocket over TLS"};
 const EXIT = (status) => list(status.exits).find((exit) => exit.active) ?? {};
 
 function showLink(status) {
@@ -459,21 +460,34 @@ $("filter").addEventListener("input", () => { limit = ROWS; drawStreams(); });
 $("more").addEventListener("click", () => { limit += ROWS; drawStreams(); });
 $("reload").addEventListener("click", () => change("/api/reload", {}, "Rules and lists were read again."));
 
-// --- epochs ---
+// --- paths and epochs ---
 
-const LABELS = ["Epoch", "", "", "Age", "Lasted", "Sent", "Received"];
+function showPaths(session) {
+  const paths = list(session.paths), lane = paths.find((path) => path.kind === "lane");
+  text($("paths-text"), lane ? `streams go by ${lane.use === "in use" ? "the lane" : "TCP"}: ${lane.why}` : "");
+  ledger("paths", ["Path", "", "", "Round trip", "Rate", "Loss", "In flight", "Sent", "Received"], paths.map((path) => [path.use === "in use",
+    path.number ?? "–", [CARRIERS[path.kind] ?? path.kind, path.address].filter(Boolean).join(" to "), path.use, trip(path.round_trip),
+    path.rate == null ? "–" : `${size(path.rate)}/s`, path.loss == null ? "–" : `${(100 * path.loss).toFixed(1)} %`,
+    size(path.in_flight), size(path.bytes_sent), size(path.bytes_received)]));
+}
 
 function showEpochs(session) {
-  const epochs = list(session.epochs), body = $("epochs");
-  $("no-epochs").hidden = epochs.length > 0;
-  body.parentElement.hidden = !epochs.length;
+  const epochs = list(session.epochs);
   text($("epochs-text"), epochs.length ? `fresh keys by both exchanges each time; ${many(session.rotations ?? 0, "rotation")} so far` : "");
-  while (body.children.length > epochs.length) body.lastElementChild.remove();
-  while (body.children.length < epochs.length) body.append(make("tr", {role: "row"}, ...LABELS.map((label, index) => make("td", {role: "cell", "data-label": label, ...(index > 2 ? {class: "number"} : {})}))));
-  epochs.forEach((epoch, index) => {
+  ledger("epochs", ["Epoch", "", "", "Age", "Lasted", "Sent", "Received"], epochs.map((epoch) => [epoch.current,
+    epoch.number, epoch.exchange, epoch.cipher, duration(epoch.since), epoch.current ? "in use" : duration(epoch.lasted), size(epoch.bytes_sent), size(epoch.bytes_received)]));
+}
+
+/* The rows of a table: whether each is the present one, and its cells; labels stand before the cells where it is narrow. */
+function ledger(id, labels, rows) {
+  const body = $(id);
+  $(`no-${id}`).hidden = rows.length > 0;
+  body.parentElement.hidden = !rows.length;
+  while (body.children.length > rows.length) body.lastElementChild.remove();
+  while (body.children.length < rows.length) body.append(make("tr", {role: "row"}, ...labels.map((label, index) => make("td", {role: "cell", "data-label": label, ...(index > 2 ? {class: "number"} : {})}))));
+  rows.forEach(([current, ...values], index) => {
     const row = body.children[index];
-    row.className = epoch.current ? "current" : "";
-    const values = [epoch.number, epoch.exchange, epoch.cipher, duration(epoch.since), epoch.current ? "in use" : duration(epoch.lasted), size(epoch.bytes_sent), size(epoch.bytes_received)];
+    row.className = current ? "current" : "";
     values.forEach((value, cell) => text(row.children[cell], value));
   });
 }

@@ -30,6 +30,7 @@ from ..status import (
     PacketLinkStatus,
     RepairStatus,
     RulesStatus,
+    SessionPathStatus,
     Status,
     TunNetworkStatus,
     TunStatus,
@@ -156,8 +157,25 @@ def _exits(exits: Sequence[KnownExit]) -> Iterator[Metric]:
     )
     text = "Paths of the session with this exit, by the kind of their carriers and what they are there for."
     yield from _gauges("exit_paths", text, ("exit", "kind", "use"), list(paths.items()))
+    in_use = [
+        ((_label(exit.name), _label(path.kind)), path)
+        for exit in exits
+        if exit.session is not None
+        for path in exit.session.paths
+        if path.use == "in use"
+    ]
+    for name, text, figure in _PER_PATH:
+        yield from _gauges(name, text, ("exit", "kind"), [(labels, figure(path)) for labels, path in in_use])
 
 
+_PER_PATH: Final[tuple[tuple[str, str, Callable[[SessionPathStatus], float | None]], ...]] = (
+    ("path_round_trip_seconds", "Round trip of the path in use.", lambda path: path.round_trip or None),
+    ("path_rate_bytes_per_second", "What it sends while there is always more.", lambda path: path.rate),
+    ("path_loss_ratio", "Share of lost datagrams, where it is the lane.", lambda path: path.loss),
+    ("path_in_flight_bytes", "Bytes that the exit has not acknowledged on it.", lambda path: path.in_flight),
+    ("path_sent_bytes", "Bytes that it has carried to the exit.", lambda path: path.bytes_sent),
+    ("path_received_bytes", "Bytes that it has carried from the exit.", lambda path: path.bytes_received),
+)
 _PER_EXIT: Final[tuple[tuple[str, str, Callable[[KnownExit], float | None]], ...]] = (
     ("exit_link_up", "Whether the link to this exit is up.", lambda exit: exit.link == "up"),
     ("exit_healthy", "Whether this exit takes new streams.", lambda exit: exit.healthy),

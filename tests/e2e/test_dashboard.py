@@ -111,6 +111,10 @@ async def test_live_data_in_every_look(
     assert await tab.run("document.querySelectorAll('#rows tr').length") == len(site.world.open)
     assert await tab.run("document.querySelectorAll('#epochs tr').length") == 4
     assert "X25519 + ML-KEM-768" in await shown(tab, "epochs")
+    assert await tab.run("document.querySelectorAll('#paths tr').length") == 2
+    assert await shown(tab, "paths-text") == "streams go by the lane: UDP passes"
+    for figure in ("TCP to 203.0.113.7:4433", "UDP, the lane", "1.2 %", "21.5 MiB/s", "302.7 KiB"):
+        assert figure in await shown(tab, "paths")
     assert "Kill switchon" in await shown(tab, "tun")
     assert "nothing was heard for 20 s" in await shown(tab, "errors")
     background = each_of(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CloseReason, StreamReason
 from cryprq_proxy.session.epochs import EXCHANGE, MAX_EPOCHS
+from cryprq_proxy.session.path import FILL_MINIMUM
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.status import Totals, by_name, session_status
 from cryprq_proxy.session.streams import Stream
 from cryprq_proxy.status import EpochStatus, Traffic
+from tests.support.lane_pair import ROUND_TRIP, LanePair
 from tests.support.links import App, Link
 from tests.support.settings import rotation_limits, session_limits
 
@@ -53,10 +55,70 @@ def test_all_paths_are_told() -> None:
         (1, "standby", "ws", "ws://exit.example"),
     ]
     first, keys = told.paths[0], link.client.paths[0].keys
-    assert (first.records_sent, first.records_received) == (keys.records_sent, keys.records_received)
-    assert first.records_sent and first.records_received and first.round_trip == 0.0
+    assert (first.bytes_sent, first.bytes_received) == (keys.sealer.bytes, keys.opener.bytes)
+    assert first.bytes_sent and first.bytes_received and first.round_trip == 0.0
     link.client.paths[1].liveness.doubt()
     assert session_status(link.client, link.now, {}).paths[1].use == "doubted"
+
+
+def test_bytes_of_a_path_outlive_its_keys() -> None:
+    link = Link(LIMITS)
+    up, down = link.pair()
+    send(link, up, down)
+    link.carrier.advance(2 * INTERVAL)
+    for session, sent, received in ((link.client, PIECE, 0), (link.exit, 0, PIECE)):
+        [path] = session_status(session, link.now, {}).paths
+        assert session.paths[0].keys.send_epoch == 2
+        assert sent <= path.bytes_sent < sent * 1.05 + 10_000
+        assert received <= path.bytes_received < received * 1.05 + 10_000
+
+
+def test_what_a_path_has_in_flight() -> None:
+    link = Link()
+    up, _ = link.pair()
+    link.quiesce()
+    up.say(bytes(5_000))
+    [path] = session_status(link.client, link.now, {}).paths
+    assert path.in_flight == 0, "it has not left"
+    link.client.paths[0].fill(memoryview(bytearray(FILL_MINIMUM + 9_000)), 9_000, link.now)
+    [path] = session_status(link.client, link.now, {}).paths
+    assert 5_000 < path.in_flight < 5_100
+
+
+def test_the_lane_is_told_behind_the_paths() -> None:
+    on = LanePair()
+    up, _ = on.pair()
+    up.say(bytes(5_000))
+    [load] = on.take(on.client)
+    tcp, lane = session_status(on.client, on.now, {}).paths
+    assert (tcp.use, lane.use, lane.kind, lane.number, lane.why) == (
+        "standby",
+        "in use",
+        "lane",
+        None,
+        "UDP passes",
+    )
+    assert lane.in_flight == load.size == 5_000
+    assert (lane.rate, lane.loss, lane.round_trip) == (None, None, ROUND_TRIP)
+    before = lane.bytes_sent
+    assert on.deliver(on.client, load)
+    told = session_status(on.exit, on.now, {}).paths[-1]
+    assert told.bytes_received == before > 5_000
+    on.lane(on.client).paced(2e6, ROUND_TRIP)
+    on.lane(on.client).round_over(1e6, 0.08, False, on.now)
+    on.lane(on.client).round_over(1e6, 0.0, False, on.now)
+    lane = session_status(on.client, on.now, {}).paths[-1]
+    assert (lane.rate, lane.loss) == (2e6, 0.07)
+
+
+def test_a_lane_that_does_not_carry_says_why() -> None:
+    on = LanePair()
+    on.shorten(on.client)
+    tcp, lane = session_status(on.client, on.now, {}).paths
+    assert (tcp.use, lane.use) == ("in use", "standby") and "so short that TCP costs less" in lane.why
+    on.set_up(False)
+    tcp, lane = session_status(on.client, on.now, {}).paths
+    assert (tcp.use, lane.use, lane.why) == ("in use", "down", "a test says so")
 
 
 def test_the_cipher_is_that_of_the_path_in_use() -> None:

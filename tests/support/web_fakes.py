@@ -128,6 +128,17 @@ def epochs(now: float) -> list[dict[str, Any]]:
     ]
 
 
+def paths(world: World, address: str) -> list[dict[str, Any]]:
+    carried = {"cipher": "AES-256-GCM", "bytes_sent": 40_000_000, "bytes_received": 900_000_000}
+    return [
+        {"number": 3, "kind": "tcp", "address": address, "use": "standby", "round_trip": 0.0183, **carried},
+        {
+            "kind": "lane", "use": "in use", "why": "UDP passes", "round_trip": 0.0179, "rate": 22_500_000.0,
+            "loss": 0.0124, "in_flight": 310_000, **carried,
+        },
+    ]  # fmt: skip
+
+
 def exit_row(
     world: World, name: str, address: str, priority: int, round_trip: float | None
 ) -> dict[str, Any]:
@@ -160,6 +171,7 @@ def client_status(world: World) -> dict[str, Any]:
         "session": {
             "attached": world.up, "streams": len(world.open), "bytes_sent": int(world.sent),
             "bytes_received": int(world.received), "retained": 18_204, "rotations": 13, "epochs": epochs(world.now),
+            "paths": paths(world, address) if world.up else [],
             **(KEYS | {"round_trip": 0.0183 + wobble} if world.up else {}),
         },
         "packets": {

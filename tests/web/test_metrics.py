@@ -92,6 +92,24 @@ def test_paths_of_each_exit() -> None:
     }
 
 
+def test_figures_of_the_path_in_use() -> None:
+    lane = {"kind": "lane", "use": "in use", "loss": 0.01, "rate": 2.5e6, "in_flight": 9, "bytes_sent": 7}
+    standby = {"number": 0, "kind": "tcp", "use": "standby", "rate": 1.0, "bytes_sent": 99}
+    tcp = {"number": 8, "kind": "tcp", "use": "in use", "round_trip": 0.02, "bytes_received": 5}
+    exits = [
+        {"name": "home", "session": {"paths": [standby, lane]}},
+        {"name": "far", "session": {"paths": [tcp]}},
+    ]
+    found = families(client(exits=exits))
+    home, far = ("home", "lane"), ("far", "tcp")
+    assert values(found["cryprq_path_loss_ratio"]) == {home: 0.01}
+    assert values(found["cryprq_path_rate_bytes_per_second"]) == {home: 2.5e6}
+    assert values(found["cryprq_path_round_trip_seconds"]) == {far: 0.02}, "0 is not measured"
+    assert values(found["cryprq_path_in_flight_bytes"]) == {home: 9, far: 0}
+    assert values(found["cryprq_path_sent_bytes"]) == {home: 7, far: 0}
+    assert values(found["cryprq_path_received_bytes"]) == {home: 0, far: 5}
+
+
 def test_exit() -> None:
     found = families(EXIT)
     assert values(found["cryprq_sessions"]) == {("up",): 1, ("down",): 1}

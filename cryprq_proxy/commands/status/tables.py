@@ -130,15 +130,24 @@ def _paths(paths: Iterable[SessionPathStatus], width: int) -> Table:
     roomy = width >= _NARROW
 
     def row(path: SessionPathStatus) -> Iterator[str]:
-        yield str(path.number)
+        yield "-" if path.number is None else str(path.number)
         yield path.use
-        yield f"{path.kind} to {path.address}" if path.address else path.kind
+        yield (
+            path.kind
+            + (f" to {path.address}" if path.address else "")
+            + (f" ({path.why})" if path.why else "")
+        )
         yield milliseconds(path.round_trip)
+        yield "-" if path.rate is None else f"{size(path.rate)}/s"
+        yield "-" if path.loss is None else f"{path.loss:.1%}"
         if roomy:
-            yield f"{path.records_sent} sent, {path.records_received} received"
+            yield size(path.in_flight)
+            yield size(path.bytes_sent)
+            yield size(path.bytes_received)
             yield path.cipher
 
-    columns = ("path", "use", "carrier", "round trip", *(("records", "cipher") if roomy else ()))
+    more = ("in flight", "sent", "received", "cipher") if roomy else ()
+    columns = ("path", "use", "carrier", "round trip", "rate", "loss", *more)
     return _table("paths", columns, (tuple(row(path)) for path in paths), fold="carrier")
 
 

@@ -23,6 +23,7 @@ from ...status import (
     PacketLinkStatus,
     RepairStatus,
     RulesStatus,
+    SessionPathStatus,
     Status,
     TunStatus,
 )
@@ -74,7 +75,7 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
         yield "round trip", milliseconds(session.round_trip)
     yield "ML-KEM", status.provider
     if session is not None:
-        yield "streams", str(session.streams)
+        yield "streams", f"{session.streams}{_carried(session.paths)}"
         yield "bytes", f"{size(session.bytes_sent)} sent, {size(session.bytes_received)} received"
     if status.waiting:
         yield "waiting", f"{counted(status.waiting, 'request')} for the link"
@@ -206,6 +207,13 @@ def _link(status: ClientStatus) -> str:
     return (
         f"{status.link} ({status.last_error})" if status.last_error and status.link != "up" else status.link
     )
+
+
+def _carried(paths: Sequence[SessionPathStatus]) -> str:
+    """By what streams are carried and why, if there is a choice."""
+    lane = next((path for path in paths if path.kind == "lane"), None)
+    by = next((path.kind for path in paths if path.use == "in use"), None)
+    return "" if lane is None or by is None else f", by {'the lane' if by == 'lane' else by}: {lane.why}"
 
 
 def _lane(lane: LaneStatus) -> str:

@@ -175,6 +175,29 @@ def test_kill_switch(state: dict[str, Any], text: str) -> None:
     assert rows({**WIDE, "tun": {**TUN, "kill_switch": state}})["kill switch"] == text
 
 
+LANE_PATH = {
+    "kind": "lane", "use": "in use", "why": "UDP passes", "round_trip": 0.05, "rate": 23_000_000, "loss": 0.0123,
+    "in_flight": 300_000, "bytes_sent": 5 << 20, "bytes_received": 7 << 30, "cipher": "AES_256_GCM",
+}  # fmt: skip
+TCP_PATH = {"number": 4, "kind": "tcp", "address": "exit.example:1", "use": "standby", "round_trip": 0.051}
+
+
+def test_which_path_carries_what_and_why() -> None:
+    shown = rows({"session": {"streams": 12, "paths": [TCP_PATH, LANE_PATH]}})
+    assert shown["streams"] == "12, by the lane: UDP passes"
+    assert " ".join(shown["4"].split()) == "standby tcp to exit.example:1 51.0 ms - - 0 B 0 B 0 B ?"
+    assert " ".join(shown["-"].split()) == (
+        "in use lane (UDP passes) 50.0 ms 21.9 MiB/s 1.2% 293.0 KiB 5.0 MiB 7.0 GiB AES_256_GCM"
+    )
+
+
+def test_streams_on_a_record_path_say_why_it_is_not_the_lane() -> None:
+    lane = {**LANE_PATH, "use": "standby", "why": "the round trip of 0.3 ms is so short that TCP costs less"}
+    shown = rows({"session": {"streams": 3, "paths": [{**TCP_PATH, "use": "in use"}, lane]}})
+    assert shown["streams"] == "3, by tcp: the round trip of 0.3 ms is so short that TCP costs less"
+    assert rows({"session": {"streams": 3, "paths": [{**TCP_PATH, "use": "in use"}]}})["streams"] == "3"
+
+
 def test_a_lane_that_is_down_says_why_and_nothing_measured() -> None:
     lane = {**LANE, "up": False, "why": "UDP is blocked", "path": {}, "offload": {"reason": "switched off"}}
     shown = rows({"role": "client", "packets": {"lane": lane}})
