@@ -199,20 +199,18 @@ class Recovery[Cargo]:
         """A train left: `count` datagrams with counters from `first` on, `size` bytes, all but the last of `segment`.
 
         Without cargo nobody is told what becomes of it. `eliciting`: the peer acknowledges it within `ACK_DELAY`;
-        `asked`: at once. Datagrams that are not told of here may be acknowledged, too; they count for nothing. Raises
-        LocalError for cargo beyond `room` that the bound of `MAX_DATAGRAMS` has no place for.
+        `asked`: at once. Datagrams that are not told of here may be acknowledged, too; they count for nothing, nor does
+        what does not elicit while half of `MAX_DATAGRAMS` are in flight. Raises LocalError for more than `room` allows.
         """
         now = self._time(now)
         flight = self._flight
         self._unasked = 0 if asked else self._unasked + size
-        self._probe_room = max(0, self._probe_room - size)
         self.pacer.sent(size, now, self.control.rate)
-        if flight.datagrams + count > MAX_DATAGRAMS:
-            if cargo is not None:
-                raise LocalError(
-                    "more datagrams are in flight than there may be: ask for room before each train"
-                )
+        if not eliciting and flight.datagrams + count > MAX_DATAGRAMS // 2:
             return
+        if flight.datagrams + count > MAX_DATAGRAMS and not self._probe_room:
+            raise LocalError("more datagrams are in flight than there may be: ask for room before each train")
+        self._probe_room = max(0, self._probe_room - size)
         self.control.sent(size, now, flight.size)
         flight.add(Train(first, count, segment, size, now, eliciting), size, cargo)
 
@@ -343,8 +341,8 @@ class Recovery[Cargo]:
     def _free(self) -> int:
         """Bytes of the window; 0 if it is less than a datagram: who waits for that must not be woken for less."""
         flight, control = self._flight, self.control
-        free = control.window - flight.size
-        if free >= control.datagram and flight.datagrams < MAX_DATAGRAMS:
+        free = min(control.window - flight.size, (MAX_DATAGRAMS - flight.datagrams) * control.datagram)
+        if free >= control.datagram:
             return free
         # What does not elicit may fill the window, and nobody would ever acknowledge it.
         return PROBED * control.datagram if flight.oldest_eliciting() is None else 0

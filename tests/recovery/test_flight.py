@@ -268,6 +268,18 @@ def test_after_a_calm_time_thresholds_come_back() -> None:
     assert seen[-1] == (THRESHOLD, FACTOR)
 
 
+def test_thresholds_come_back_where_something_is_always_lost() -> None:
+    trace = Trace("a" * 400, count=1)
+    trace.flight.threshold = 64
+    for at in range(1, 12):
+        now = at * 17 * RTT
+        trace.flight.spurious([30 * at, 30 * at + 1], now, RTT)
+        trace.flight.acked([30 * at, 30 * at + 1], now)
+        trace.lost(now)
+        assert trace.flight._lost_runs
+    assert trace.flight.threshold == THRESHOLD
+
+
 def test_what_was_lost_long_ago_is_forgotten() -> None:
     trace = Trace("abc")
     trace.acked(8, 10)

@@ -492,17 +492,27 @@ def test_no_more_is_in_flight_than_there_may_be(monkeypatch: pytest.MonkeyPatch)
     """A peer that acknowledges nothing, under a window without end."""
     monkeypatch.setattr(recovery_module, "MAX_DATAGRAMS", 25)
     sender = Sender(window=1 << 60)
+    assert sender.recovery.room(0.0) == 25_000
     sender.send("ab")
-    assert sender.recovery.room(0.0) > 0
-    sender.send("C")  # nobody waits for it: it is not counted
-    assert sender.recovery.in_flight == 20_000
+    assert sender.recovery.room(0.0) == 5_000
+    with pytest.raises(LocalError):
+        sender.send("c")
     sender.send("d", count=5)
     assert sender.recovery.room(0.0) == 0
-    with pytest.raises(LocalError):
-        sender.send("e")
-    sender.tick(100.0)
-    assert sender.recovery.room(100.0) == 2_000
+    for _ in range(10):  # but probes go on
+        due = sender.recovery.deadline()
+        assert sender.recovery.tick(due).probe
+        assert sender.recovery.room(due) == 2_000
+        sender.send("e", due, count=2)
     assert MAX_DATAGRAMS == 65_536
+
+
+def test_what_does_not_elicit_takes_half_of_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery_module, "MAX_DATAGRAMS", 25)
+    sender = Sender(window=1 << 60)
+    sender.send("ABCD")
+    assert (sender.recovery.in_flight, sender.recovery.room(0.0)) == (10_000, 15_000)
+    assert sender.pacer.passed == 40_000
 
 
 def test_a_machine_that_slept_measures_nothing() -> None:
