@@ -334,9 +334,11 @@ class Recovery[Cargo]:
         now = self._time(now)
         self.round_trip = RoundTrip()
         self._since = self._progress_at = now
-        self.timeouts = self._probe_room = 0
+        self.timeouts = 0
         self.rounds.restart(now, self._flight.delivered)
         self.control.reset(now)
+        # What is in flight left by the other path, and must not close the first window of this one.
+        self._probe_room = self.control.window
 
     def _free(self) -> int:
         """Bytes of the window; 0 if it is less than a datagram: who waits for that must not be woken for less."""

@@ -566,6 +566,19 @@ def test_another_path_begins_anew() -> None:
     assert sender.recovery.round_trip.latest == pytest.approx(0.1)
 
 
+def test_what_left_by_the_other_path_does_not_close_the_window() -> None:
+    sender = Sender(window=40_000)
+    sender.send("abcd")
+    sender.control.window = 10_000
+    assert sender.recovery.room(0.05) == 0
+    sender.recovery.reset(0.05)
+    assert sender.recovery.room(0.05) == 10_000
+    sender.send("e", 0.05)
+    assert sender.recovery.room(0.05) == 0
+    assert sender.acked(40, 50, now=0.1) == "+e0-10 -a0-10 -b0-10 -c0-10 -d0-10"
+    assert sender.recovery.room(0.1) == 10_000
+
+
 def test_figures_for_the_status() -> None:
     sender = Sender()
     assert (sender.recovery.loss, sender.recovery.rate) == (0.0, inf)
