@@ -127,7 +127,8 @@ class Carrier:
 
     def _abandoned(self) -> None:
         """The peer has closed the path: end it here too, when the session is done with what it does now."""
-        self._loop.call_soon(self.drop)
+        error = CarrierError(CloseReason.TIMED_OUT, "the peer has closed it")
+        self._loop.call_soon(lambda: self.fail(error))
 
     # --- for the kinds of carriers ---------------------------------------------------------------------------------
 
@@ -225,4 +226,7 @@ class Carrier:
 
 
 def broken(error: OSError) -> CarrierError:
-    return CarrierError(CloseReason.TIMED_OUT, f"the connection to the peer broke: {reason_of(error)}")
+    # Without a number it is asyncio's or aiohttp's own, for a write after the end, and its words are about transports.
+    ended = isinstance(error, ConnectionResetError) and not error.errno
+    reason = "it has ended" if ended else reason_of(error)
+    return CarrierError(CloseReason.TIMED_OUT, f"the connection to the peer broke: {reason}")

@@ -241,8 +241,9 @@ class Exit:
         if entry.session.closed is not None or entry.taken != number:
             pipe.close()  # ended, or overtaken by a later path, while the verdict was written
             return
+        beside = bool(entry.carriers)
         self._attach(pipe, entry, number, keys, epoch, early)
-        kind = "resumed" if resumed else "up"
+        kind = "has another path" if beside else "resumed" if resumed else "up"
         _log.info("link %s: %s from %s, %s", kind, entry.peer, host, keys.cipher.name)
 
     def _attach(

@@ -317,6 +317,17 @@ def test_the_peer_ends_the_connection(stage: Stage) -> None:
     assert stage.link.client.closed is None, "the session may go on with another carrier"
 
 
+def test_the_peer_says_that_it_has_closed_the_path(stage: Stage) -> None:
+    """It has noticed first that the connection is broken, and says so by another path."""
+    opened(stage)
+    stage.link.client.act(stage.path, wire.ABANDON, 0, (stage.path.number, stage.path.received))
+    stage.run()
+    error = lost(stage)
+    assert isinstance(error, CarrierError)
+    assert str(error) == "the peer has closed it"
+    assert stage.link.client.closed is None
+
+
 def test_the_connection_breaks_while_reading(stage: Stage) -> None:
     opened(stage)
     stage.sock.broken = errno.ECONNRESET

@@ -352,7 +352,7 @@ async def test_pings_of_a_peer_are_work_and_no_answer_waits() -> None:
 async def test_a_ping_that_cannot_be_answered_any_more_ends_the_carrier() -> None:
     socket = Sayings((WSMsgType.PING, b""))
     socket.error = aiohttp.ClientConnectionResetError("Cannot write to closing transport")
-    with pytest.raises(CarrierError, match="the connection to the peer broke"):
+    with pytest.raises(CarrierError, match=r"^the connection to the peer broke: it has ended$"):
         await pipe_of(socket).receive()
 
 

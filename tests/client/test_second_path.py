@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import random
 from collections.abc import AsyncIterator
 from itertools import count
@@ -86,6 +87,24 @@ async def test_the_status_of_both_sides_tells_of_both_paths(here: Place) -> None
     assert not any(path.address for path in session.paths)
     shown = render(here_told) + render(there)
     assert f"ws to {here.endpoint('ws')}" in shown and "0 tcp in use" in shown
+
+
+async def test_the_log_of_both_sides_says_what_joined_and_what_was_lost(
+    here: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client = here.client(here.endpoint("tcp"), here.endpoint("ws"))
+    await both(client)
+    await until(lambda: exit_paths(here) == 2)
+    of_the_exit = [record.getMessage() for record in caplog.records if record.name.endswith("exit.exit")]
+    assert [line.split(":")[0] for line in of_the_exit] == ["link up", "link has another path"]
+    (entry,) = here.exit.sessions
+    caplog.clear()
+    entry.carriers[min(entry.carriers)].drop()
+    await until(lambda: "is lost, another one carries on" in caplog.text)
+    [lost] = [record for record in caplog.records if "is lost" in record.getMessage()]
+    assert lost.levelname == "WARNING"
+    assert lost.getMessage().startswith(f"the path by {here.endpoint('tcp')} is lost")
 
 
 async def test_one_endpoint_has_one_path(here: Place) -> None:
