@@ -34,6 +34,7 @@ from .retention import PathLog, Unit
 from .rotation import NEVER
 from .suspicion import LEAST_LATE
 from .turns import FILL_WORK
+from .wire import LaneUse
 
 SILENT: Final = 2
 """Probe time-outs after which a record path that has answered takes over."""
@@ -45,6 +46,7 @@ class LaneSession(LaneSender, InboxSession, Protocol):
     """What a LanePath needs of its session besides (session.py)."""
 
     now: float
+    lane_use: LaneUse
 
     @property
     def carrying(self) -> SessionPath | LanePath | None: ...
@@ -67,7 +69,7 @@ class LanePath:
         self.session = session
         self.ready: Callable[[], None] = _nothing
         self.up = self.in_doubt = False
-        self.choice = LaneChoice()
+        self.choice = LaneChoice(session.lane_use)
         self.least_round_trip = UNKNOWN_ROUND_TRIP
         """Without queues, in seconds."""
         self.rate: float | None = None
@@ -136,6 +138,11 @@ class LanePath:
         self.session.now = now
         self.loss = loss if self.loss is None else self.loss + LOSS_WEIGHT * (loss - self.loss)
         if self.carries and self.choice.round_over(rate, loss, limited, now):
+            self.session.choose()
+
+    def set_use(self, use: LaneUse) -> None:
+        """What streams may use, as the client is set."""
+        if self.choice.set_use(use, self.session.now):
             self.session.choose()
 
     def moved(self, now: float) -> None:

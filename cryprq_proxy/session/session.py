@@ -209,6 +209,8 @@ class Session:
     def set_lane_use(self, use: LaneUse) -> None:
         """The client's setting: its own at the client, and what LANE says at the exit."""
         self.lane_use = use
+        if self.lane is not None:
+            self.lane.set_use(use)
 
     def path_lost(self, path: SessionPath, now: float) -> None:
         """See SessionPath.lost."""

@@ -18,7 +18,7 @@ from cryprq_proxy.session.scheduler import MAX_SLICES
 from cryprq_proxy.session.stream_table import SPARE_PIECES
 from cryprq_proxy.session.suspicion import LEAST_LATE
 from cryprq_proxy.session.turns import TURN_WORK
-from cryprq_proxy.session.wire import DATA, FIN, OPEN, RELIABLE, StreamProtocol
+from cryprq_proxy.session.wire import DATA, FIN, OPEN, RELIABLE, LaneUse, StreamProtocol
 from tests.support.lane_pair import PAYLOAD, ROUND_TRIP, LanePair, kinds, whole
 from tests.support.links import TARGET, App
 from tests.support.settings import rotation_limits, session_limits
@@ -495,6 +495,26 @@ def test_a_session_has_one_lane() -> None:
     on = LanePair()
     with pytest.raises(LocalError):
         on.client.attach_lane(on.now)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_client_that_is_set_to_tcp_sends_and_gets_nothing_by_the_lane(late: bool) -> None:
+    """Its exit learns it before its lane is up, or afterwards."""
+    on = LanePair(up=late)
+    for session in (on.client, on.exit):
+        session.set_lane_use(LaneUse.TCP)
+    on.set_up()
+    assert on.client.carrying is on.client.current and on.exit.carrying is on.exit.current
+    on.cut()
+    assert on.client.carrying is None and on.exit.carrying is None
+
+
+def test_a_client_that_is_set_to_udp_sends_by_the_lane_whatever_its_round_trip_is() -> None:
+    on = LanePair()
+    on.client.set_lane_use(LaneUse.UDP)
+    on.link.carrier.now += HOLD_SECONDS
+    on.lane(on.client).paced(1e9, SHORT_ROUND_TRIP / 2)
+    assert on.lane(on.client).carries
 
 
 def test_a_lane_on_a_short_path_does_not_carry() -> None:
