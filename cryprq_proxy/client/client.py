@@ -115,7 +115,7 @@ class Client:
     def start(self, request: StreamRequest) -> None:
         """Ask for the stream that `request` describes, now or when the link is up; `request` becomes its label. If the
         link does not come up in time, only `handler.refused(LINK_DOWN)` is called."""
-        if self._link.up:
+        if self.up:
             request.wait_until = None
             self._start(request)
         elif self._link.opens:
@@ -150,7 +150,7 @@ class Client:
         else:
             stream.label = request
             now = clock()
-            if self._link.up and now - session.liveness.last > SILENCE:
+            if self._link.up and now - session.heard > SILENCE:
                 session.prove(PROOF_SECONDS, now)
             try:
                 request.begin(stream)
@@ -191,8 +191,8 @@ class Client:
 
     @property
     def up(self) -> bool:
-        """Whether there is a link, to an exit that takes new streams."""
-        return self._link.up
+        """Whether there is a link, or the lane without one, to an exit that takes new streams."""
+        return self._link.up or self._kept.lane_carries
 
     @property
     def opens(self) -> bool:
@@ -203,7 +203,7 @@ class Client:
     def heard(self) -> float:
         """When the exit last gave a sign of life, by base.clock; 0 before the first one."""
         session = self._kept.session
-        return 0.0 if session is None else session.liveness.last
+        return 0.0 if session is None else session.heard
 
     @property
     def round_trip(self) -> float | None:
@@ -311,7 +311,7 @@ class Client:
     def _refuse_unanswered(self) -> None:
         """While the link is down, refuse requests that the exit has not answered in the time that others wait for the
         link: they were made when it was not known yet to be dead."""
-        if self._link.up:
+        if self.up:
             return
         loop = asyncio.get_running_loop()
         now, next_due = loop.time(), None

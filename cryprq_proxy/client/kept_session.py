@@ -243,7 +243,24 @@ class KeptSession:
         if self.session.closed is not None:
             self.drop()
         elif self._expiry is None:
-            self._expiry = asyncio.get_running_loop().call_later(RESUME_SECONDS, self.drop)
+            self._wait_for_path()
+
+    def _wait_for_path(self) -> None:
+        self._expiry = asyncio.get_running_loop().call_later(RESUME_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        """No path has joined in time. While the lane works none is missed."""
+        self._expiry = None
+        if self.session is not None and self.session.attached:
+            self._wait_for_path()
+        else:
+            self.drop()
+
+    @property
+    def lane_carries(self) -> bool:
+        """Whether streams may be opened although there may be no path."""
+        lane = None if self.session is None else self.session.lane
+        return lane is not None and lane.carries
 
     def leave(self) -> tuple[Session, PacketLink] | None:
         """Give the session away, if there is one: the next carrier begins another one."""
@@ -265,12 +282,13 @@ class KeptSession:
         if held is None:
             return
         session, link = held
-        with contained("leaves a datagram lane behind"):
-            link.close()
         with contained("keeps requests of a lost session from the next one"):
             self._lost(list(session.streams.values()))
         with contained("leaves the streams of a session that has ended"):
             session.close(CloseReason.NORMAL)
+        # Behind the session, which says its end by it.
+        with contained("leaves a datagram lane behind"):
+            link.close()
         self.totals.add(session)
 
     def _stop_expiry(self) -> None:

@@ -340,11 +340,7 @@ class Sessions:
     def keep_detached(self, entry: PeerSession, *, admitted: bool = False) -> None:
         """Bound a session without a carrier in time, and those of its peer in number: the oldest ends first. One that
         is `admitted` is about to get a carrier, and takes no place of the others."""
-        if entry.expiry is not None:
-            entry.expiry.cancel()
-        entry.expiry = self._loop.call_later(
-            self._settings.bounds.resume_seconds, self.end, entry, CloseReason.NORMAL
-        )
+        self._wait_for_path(entry)
         session_id, sessions = entry.session.session_id, self._shares[entry.peer].sessions
         sessions[session_id] = sessions.pop(session_id)
         detached = [
@@ -352,6 +348,18 @@ class Sessions:
         ]
         for old in detached[: max(0, len(detached) - self._settings.bounds.detached_sessions_per_peer)]:
             self.end(old, CloseReason.LIMIT)
+
+    def _wait_for_path(self, entry: PeerSession) -> None:
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+        entry.expiry = self._loop.call_later(self._settings.bounds.resume_seconds, self._expire, entry)
+
+    def _expire(self, entry: PeerSession) -> None:
+        """No path has joined in time. While the lane works none is missed."""
+        if entry.session.attached:
+            self._wait_for_path(entry)
+        else:
+            self.end(entry, CloseReason.NORMAL)
 
     def end_unlisted(self, peers: frozenset[PeerId]) -> int:
         """End the sessions of all peers but these. Returns their number."""

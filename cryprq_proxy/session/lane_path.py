@@ -80,6 +80,8 @@ class LanePath:
         """Of streams and frames."""
         self.outbox = LaneOutbox(session)
         self.inbox = LaneInbox(session, lambda *frame: session.act(self, *frame), self.wake)
+        self.heard_at = 0.0
+        """When the peer last acknowledged something, or sent something."""
         self.silent_since = NEVER
         """When the first probe time-out came of the present silence."""
         self._timeouts = 0
@@ -284,6 +286,7 @@ class LanePath:
     def _heard(self, sent_at: float, now: float) -> None:
         """The peer has acknowledged something that was sent at that time, at the latest."""
         session, doubted = self.session, self.in_doubt
+        self.heard_at = now
         if self.silent_since != NEVER:
             self._trust()
         if doubted:
@@ -335,13 +338,13 @@ class LanePath:
     def stream_data(self, stream: int, offset: int, data: memoryview, now: float) -> bool:
         """Bytes of a stream came, in any order. False if there is no room for them: then they must not be
         acknowledged. Raises PeerError."""
-        self.session.now = now
+        self.session.now = self.heard_at = now
         self.bytes_received += len(data)
         return self.session.closed is not None or self.inbox.take_data(stream, offset, data)
 
     def frames(self, data: memoryview, now: float) -> bool:
         """Frames came. As `stream_data`."""
-        self.session.now = now
+        self.session.now = self.heard_at = now
         self.bytes_received += len(data)
         return self.session.closed is not None or self.inbox.take_frames(bytes(data))
 

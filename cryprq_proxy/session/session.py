@@ -325,6 +325,11 @@ class Session:
         return bool(self.paths) or (self.lane is not None and self.lane.up)
 
     @property
+    def heard(self) -> float:
+        """When the peer last gave a sign of life, on the current path or the lane; 0 before the first one."""
+        return max(self.liveness.last, 0.0 if self.lane is None else self.lane.heard_at)
+
+    @property
     def round_trip(self) -> float:
         """That of the path that carries, without queues, in seconds."""
         return UNKNOWN_ROUND_TRIP if self.carrying is None else self.carrying.least_round_trip

@@ -337,6 +337,30 @@ async def test_a_session_without_a_carrier_is_kept_for_a_bounded_time(
     assert good._kept.session is None and good.status().session is None
 
 
+async def test_a_session_without_a_carrier_lives_while_its_lane_works(
+    here: Place, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_session, "RESUME_SECONDS", 0.02)
+    relay = Relay(here.tcp)
+    good = client(here.endpoint("tcp", await relay.start()))
+    await up(good)
+    kept = good._kept
+    session = kept.session
+    assert session is not None
+    lane = session.attach_lane(clock())
+    lane.set_up(True, 0.05, "a test says so", clock())
+    await relay.stop()
+    await until(lambda: kept._expiry is not None)
+    first = kept._expiry
+    await until(lambda: kept._expiry is not first)
+    assert kept.session is session and good.up and lane.carries
+    app = ask(good, target=here.echo)
+    assert app.stream is not None, "it is opened at once"
+    lane.set_up(False, 0.0, "a test says so", clock())
+    assert not good.up
+    await until(lambda: kept.session is None)
+
+
 async def test_the_session_of_a_link_that_is_back_is_kept(
     here: Place, client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

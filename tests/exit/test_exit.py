@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.clock import clock
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.crypto.identity import Identity, PeerId
@@ -311,6 +312,20 @@ async def test_a_session_without_a_carrier_ends_after_its_time() -> None:
         await cut(exit, visit)
         await until(lambda: held(exit) == (0, 0))
         assert not (await Visit(exit, ALICE).admit(visit.known)).resumed
+
+
+async def test_a_session_without_a_carrier_lives_while_its_lane_works() -> None:
+    async with open_exit(bounds={"resume_seconds": 0.02}) as exit:
+        visit = await Visit(exit, ALICE).admit()
+        (entry,) = exit.sessions
+        lane = entry.session.attach_lane(clock())
+        lane.set_up(True, 0.05, "a test says so", clock())
+        await cut(exit, visit)
+        first = entry.expiry
+        await until(lambda: entry.expiry is not first)
+        assert held(exit) == (0, 1) and lane.carries
+        lane.set_up(False, 0.0, "a test says so", clock())
+        await until(lambda: held(exit) == (0, 0))
 
 
 async def test_no_more_opens_of_a_peer_than_configured() -> None:
