@@ -11,7 +11,7 @@ from cryprq_proxy.base import accept_loop, descriptors, linger, log_writer, netl
 from cryprq_proxy.carriers import pipe, websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
-from cryprq_proxy.carriers.lane import packet_link, udp_socket
+from cryprq_proxy.carriers.lane import held, packet_link, udp_socket
 from cryprq_proxy.client import dispatcher, endpoints, leaving, reached, split_association
 from cryprq_proxy.config import authorized, decode, exits
 from cryprq_proxy.config import exit as exit_config
@@ -441,6 +441,10 @@ REACHED = {
         "recovery/test_received.py::test_no_more_ranges_are_kept_than_there_may_be",
         "recovery/test_received.py::test_the_highest_ranges_are_told",
     ],
+    "packets and datagrams that wait beside streams for room on the lane; time": [
+        "carriers/lane/test_held.py::test_what_waits_is_bounded_and_the_oldest_is_dropped",
+        "carriers/lane/test_held.py::test_nothing_waits_for_long",
+    ],
     "datagrams in flight on the lane": [
         "recovery/test_recovery.py::test_no_more_is_in_flight_than_there_may_be"
     ],
@@ -749,6 +753,11 @@ NUMBERS: dict[str, list[float]] = {
     "ranges of counters remembered on the lane, of what came; told at once": [
         received.MAX_RANGES,
         received.SENT_RANGES,
+    ],
+    "packets and datagrams that wait beside streams for room on the lane; time": [
+        held.MAX_HELD,
+        held.ITEM_COST,
+        1_000 * held.HELD_SECONDS,
     ],
     "datagrams in flight on the lane": [flight.MAX_DATAGRAMS],
     "lost runs of datagrams remembered; counters left out; how far behind a datagram may come that is not lost": [

@@ -166,6 +166,7 @@ class KeptSession:
         if self.session is not None:
             _log.warning("the exit no longer has the session: its %d streams end", len(self.session.streams))
         self.drop()
+        failed = partial(self._failed, established.session_id)
         session = self.session = Session(
             dialler=True,
             session_id=established.session_id,
@@ -179,9 +180,7 @@ class KeptSession:
             slots=self._slots,
             turn=TurnBudget(asyncio.get_running_loop().call_soon),
             now=clock(),
-            offload=executor_offload(
-                self._provider, self._executor, partial(self._failed, established.session_id)
-            ),
+            offload=executor_offload(self._provider, self._executor, failed),
             last_stream=self._last_stream,
         )
         self.signed()
@@ -206,6 +205,7 @@ class KeptSession:
         if lane is not None and established.features & Feature.LANE:
             loop = asyncio.get_running_loop()
             link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
+            link.lane.carry(session.attach_lane(clock()), failed)
         session.set_lane_use(self._settings.lane_use)
         session.begin_lane(clock())
         return session

@@ -264,6 +264,7 @@ class Sessions:
             link = PacketLink(entry.session)
         if features & Feature.LANE and self.lanes is not None:
             link.lane = self.lanes.carrier(link, client)
+            link.lane.carry(entry.session.attach_lane(clock()), entry.failed)
         entry.packet_link = entry.session.packet_link = link
 
     def _accept_stream(self, entry: PeerSession, share: PeerShare, stream: Stream) -> None:

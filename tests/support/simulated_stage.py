@@ -108,7 +108,9 @@ class Stage:
         manner: Callable[[int], Manner] | None = None,
         later: bool = False,
         memory: int = MEMORY,
+        keys: bool = True,
     ) -> None:
+        """Without `keys` nothing is agreed on for datagrams yet."""
         self.limits = limits or play_limits()
         self.later = LaterOffload()
         offloads = {"offload": self.later, "exit_offload": self.later} if later else {}
@@ -116,7 +118,7 @@ class Stage:
         self.clock = self.network.clock
         self.client, self.exit = self.network.hosts
         self.links: list[PacketLink] = []
-        for host in self.network.hosts:
+        for host in self.network.hosts if keys else ():
             link = PacketLink(host)
             host.session.packet_link = link
             self.links.append(link)
@@ -126,7 +128,7 @@ class Stage:
         """How the exit's end of a stream talks."""
         self.hurried = False
         self.network.dial()
-        for host in self.network.hosts:
+        for host in self.network.hosts if keys else ():
             host.session.begin_lane(self.clock.now)
 
     def add_lane(self, seed: int = 0) -> SimulatedLane:

@@ -26,13 +26,16 @@ from ...base.clock import clock
 from ...base.faults import report_fault
 from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
+from ...errors import PeerError
 from ...lane.joining import Room
-from ...lane.layout import DATAGRAM, OVERHEAD
+from ...lane.layout import ACK, DATAGRAM, OVERHEAD
 from ...lane.path import Path
 from ...lane.sealing import OUT_SIZE, Lane
-from ...lane.slices import EXPRESS, SLICE_SIZE, Run, Shape
+from ...lane.slices import EXPRESS, HEADROOM, SLICE_SIZE, Run, Shape
+from ...session.lane_path import LanePath
 from ...status import LaneStatus
 from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, UdpOffload
+from .driver import LaneDriver
 from .train import Outlet, PacketTrain
 
 LEAST_DELAY: Final = 0.001
@@ -95,12 +98,17 @@ class LaneCarrier:
         self._started = not dialler
         self._shown = (False, self.path.size)
         self._falls = 0
+        self.driver: LaneDriver | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._closed = False
         self._sent = self._sent_bytes = self._received = self._received_bytes = 0
         self._unsent = dict.fromkeys(Sent, 0)
         self._malformed = 0
+
+    def carry(self, streams: LanePath, fail: Callable[[PeerError], None]) -> None:
+        """Carry streams of a session too. `fail` is called with what ends it."""
+        self.driver = LaneDriver(self._loop, self, streams, fail, self._clock)
 
     # --- keys ------------------------------------------------------------------------------------------------------
 
@@ -111,6 +119,8 @@ class LaneCarrier:
         index = self.lane.install(cipher, number, secrets, now)
         self._register(index)
         self._handler.announce(number, index)
+        if self.driver is not None:
+            self.driver.renew()
         self.after(now)
 
     def announced(self, number: int, index: int) -> None:
@@ -144,6 +154,10 @@ class LaneCarrier:
         outlet = self._outlet()
         if outlet is None or not self.path.up or not self.lane.ready:
             return False
+        driver = self.driver
+        if driver is not None and driver.full:
+            driver.hold(buffer[start:end], shape)
+            return True
         size = PACKET_OVERHEAD + end - start
         if more and size <= self.path.size and not shape.gso_size:
             train = self._train
@@ -155,6 +169,7 @@ class LaneCarrier:
             ):
                 train.flush()
                 train.sender, train.outlet, train.segment = self, outlet, size
+                train.first = self.lane.counter
                 train.express = shape.flags & EXPRESS
             for _, finish, _ in self.lane.seal_super(
                 buffer, start, end, shape, self.path.size, train.buffer, train.end
@@ -165,11 +180,11 @@ class LaneCarrier:
                 train.flush()  # only the last datagram of a send may be shorter
             return True
         self._train.flush()
+        first = self.lane.counter
         sends = self.lane.seal_super(buffer, start, end, shape, self.path.size, self._output)
         for begin, finish, segment in sends:
-            self._push(self._output, begin, finish, segment, outlet)
-        if sends:
-            self.path.sent(self._clock())
+            self._push_beside(self._output, begin, finish, segment, outlet, first)
+            first -= (begin - finish) // segment
         return True
 
     def send_datagram(self, stream: int, destination: Destination, payload: bytes | memoryview) -> bool:
@@ -180,24 +195,67 @@ class LaneCarrier:
         message = b"".join((_STREAM.pack(DATAGRAM, stream), address.encode(destination), payload))
         if OVERHEAD + len(message) > self.path.size:
             return False
-        size = self.lane.seal(message, self._output, 0)
-        self._push(self._output, 0, size, size, outlet)
-        self.path.sent(self._clock())
+        if self.driver is not None and self.driver.full:
+            self.driver.hold(message, None)
+        else:
+            self._send_message(message, outlet)
         return True
 
-    def push_train(self, data: memoryview, segment: int, outlet: Outlet) -> None:
-        """Send `data`, datagrams of `segment` bytes; called by the train."""
-        self._push(data, 0, len(data), segment, outlet)
-        self.path.sent(self._clock())
+    def _send_message(self, message: bytes | memoryview, outlet: Outlet) -> None:
+        self._train.flush()
+        first = self.lane.counter
+        size = self.lane.seal(bytes(message), self._output, 0)
+        self._push_beside(self._output, 0, size, size, outlet, first)
 
-    def _push(self, data: memoryview, begin: int, end: int, segment: int, outlet: Outlet) -> None:
+    def send_held(self, data: memoryview, shape: Shape | None) -> None:
+        """Called by the driver."""
+        outlet = self._outlet()
+        if outlet is not None and self.lane.ready:
+            if shape is None:
+                self._send_message(data, outlet)
+            else:
+                self.send_packet(data, HEADROOM, len(data), shape)
+
+    def push_train(self, data: memoryview, segment: int, outlet: Outlet, first: int) -> None:
+        """Send `data`, datagrams of `segment` bytes with counters from `first` on; called by the train."""
+        self._push_beside(data, 0, len(data), segment, outlet, first)
+
+    def _push_beside(
+        self, data: memoryview, begin: int, end: int, segment: int, outlet: Outlet, first: int
+    ) -> None:
+        """Send what is never sent again. It counts in the window of the streams."""
+        outcome = self._push(data, begin, end, segment, outlet)
+        now = self._clock()
+        self.path.sent(now)
+        driver = self.driver
+        if driver is not None and driver.shares and outcome is Sent.OK:
+            driver.beside(first, segment, end - begin, now)
+
+    def begin(self) -> bool:
+        """Called by the driver."""
+        self._train.flush()
+        return self.lane.ready and self._outlet() is not None
+
+    def push(self, start: int, end: int, segment: int, ect: bool) -> tuple[Sent, int]:
+        """Called by the driver."""
+        outlet = self._outlet()
+        if outlet is None:
+            return Sent.UNREACHABLE, 0
+        before = outlet.socket.sent
+        outcome = self._push(self._output, start, end, segment, outlet, ect)
+        self.path.sent(self._clock())
+        return outcome, outlet.socket.sent - before
+
+    def _push(
+        self, data: memoryview, begin: int, end: int, segment: int, outlet: Outlet, ect: bool = False
+    ) -> Sent:
         """Hand `data[begin:end]` to the kernel, and tell the path what became of it."""
-        outcome = outlet.socket.send(data[begin:end], segment, outlet.to)
+        outcome = outlet.socket.send(data[begin:end], segment, outlet.to, ect)
         number = -(-(end - begin) // segment)
         if outcome is Sent.OK:
             self._sent += number
             self._sent_bytes += end - begin
-            return
+            return outcome
         self._unsent[outcome] += number
         now = self._clock()
         if outcome is Sent.TOO_BIG:
@@ -205,10 +263,14 @@ class LaneCarrier:
             self._arm(now)
         elif outcome is Sent.UNREACHABLE:
             self._unreachable(now)
+        return outcome
 
     def _flush(self) -> None:
         """Send the path's messages."""
+        if not self.path.outgoing:
+            return
         messages, self.path.outgoing = self.path.outgoing, []
+        self._train.flush()
         for message, to in messages:
             outlet = self._outlet() if to is None else to
             if isinstance(outlet, Outlet) and self.lane.ready:
@@ -221,6 +283,8 @@ class LaneCarrier:
         """Open what one receive brought. Call `after` at the end of the wake-up at the latest."""
         data, size, segment = batch[:3]
         self._source, self._now = source, now
+        if self.driver is not None:
+            self.driver.begin(batch.marked, now)
         self._received += -(-size // segment)
         self._received_bytes += size
         heard = self.lane.open_batch(data, size, segment, now)
@@ -240,6 +304,9 @@ class LaneCarrier:
                 self._malformed += 1
             else:
                 self._handler.datagram(int.from_bytes(body[:4]), destination, body[end:])
+        elif kind == ACK:
+            if self.driver is None or not self.driver.acknowledged(body):
+                self._malformed += 1
         elif self._source is not None:
             self.path.message(kind, body, size, self._source, self._now)
 
@@ -254,15 +321,23 @@ class LaneCarrier:
         count: int,
         ask: bool,
     ) -> None:
-        """Called by the lane: no stream is sent here yet."""
-        self._malformed += count
+        """Called by the lane."""
+        if self.driver is not None:
+            self.driver.stream(stream, offset, buffer, start, end, first, count, ask)
+        else:
+            self._malformed += count
 
     def frames(self, body: memoryview, counter: int, ask: bool) -> None:
-        """Called by the lane, as `stream`."""
-        self._malformed += 1
+        """Called by the lane."""
+        if self.driver is not None:
+            self.driver.frames(body, counter, ask)
+        else:
+            self._malformed += 1
 
     def opened(self, first: int, last: int) -> None:
-        """Called by the lane: nothing is acknowledged yet."""
+        """Called by the lane."""
+        if self.driver is not None:
+            self.driver.opened(first, last)
 
     # --- time ------------------------------------------------------------------------------------------------------
 
@@ -281,6 +356,8 @@ class LaneCarrier:
         for index in self.lane.dropped:
             self._unregister(index)
         self.lane.dropped.clear()
+        if self.driver is not None:
+            self.driver.after(self.up, now)
         self._flush()
         shown = (self.up, self.path.size)
         if shown != self._shown:
@@ -294,12 +371,17 @@ class LaneCarrier:
         # A steady path's timer comes before anything that input can bring forward.
         if self._timer is None or not self.path.steady:
             self._arm(now)
+        elif self.driver is not None:
+            self._arm_for(self.driver.deadline(now), now)
 
     def _deadline(self) -> float:
         return min(self.lane.deadline(), self.path.deadline() if self._started else inf)
 
     def _arm(self, now: float) -> None:
         deadline = self._deadline()
+        self._arm_for(deadline if self.driver is None else min(deadline, self.driver.deadline(now)), now)
+
+    def _arm_for(self, deadline: float, now: float) -> None:
         if deadline < self._timer_at and not self._closed:
             if self._timer is not None:
                 self._timer.cancel()
@@ -319,6 +401,8 @@ class LaneCarrier:
             self.lane.expire(now)
         if self._started:
             self.path.tick(now)
+        if self.driver is not None:
+            self.driver.tick(now)
         self.after(now)
 
     # --- where the two sides differ --------------------------------------------------------------------------------
@@ -355,6 +439,7 @@ class LaneCarrier:
         drops = asdict(self.lane.drops)
         drops["malformed"] += self._malformed
         drops["incomplete"] = self.lane.incomplete
+        drops["held"] = 0 if self.driver is None else self.driver.held.dropped
         for outcome in (Sent.FULL, Sent.TOO_BIG, Sent.UNREACHABLE, Sent.FAILED):
             drops[outcome.name.lower()] = self._unsent[outcome]
         return LaneStatus(
@@ -375,6 +460,8 @@ class LaneCarrier:
 
     def close(self) -> None:
         """Release sockets, indices and timers. Nothing is sent or delivered any more."""
+        if self.driver is not None and not self._closed:
+            self.driver.close(self._clock())
         self._train.forget(self)
         self._closed = True
         self.lane.forget()

@@ -47,6 +47,8 @@ class ClientLane(LaneCarrier):
         self._exit: SocketAddress | None = None
         self._here: Outlet | None = None
         self._inbox: Inbox | None = None
+        self._own = ""
+        """The present socket's address, or that of the last one."""
         self._opened_at = -inf
         self._reopen_at = inf
 
@@ -86,6 +88,10 @@ class ClientLane(LaneCarrier):
             self._reopen_at = inf
             self._here = Outlet(sock, None)
             self._inbox = Inbox(self._loop, sock, self._take, self._turn_ended)
+            own = sock.address[0]
+            if self.driver is not None and own != self._own:
+                self.driver.moved(now)
+            self._own = own
             self._started = False
             self._begin(now)
         self.after(now)

@@ -23,14 +23,14 @@ class Outlet(NamedTuple):
 class TrainSender(Protocol):
     """The lane that has filled the train."""
 
-    def push_train(self, data: memoryview, segment: int, outlet: Outlet) -> None:
-        """Send `data`, datagrams of `segment` bytes each; only the last may be shorter."""
+    def push_train(self, data: memoryview, segment: int, outlet: Outlet, first: int) -> None:
+        """Send `data`, datagrams of `segment` bytes each; only the last may be shorter. `first`: its counter."""
 
 
 class PacketTrain:
     """One send that is being filled; the process has one. LaneCarriers fill it, and what feeds them flushes it."""
 
-    __slots__ = ("buffer", "count", "end", "express", "outlet", "segment", "sender")
+    __slots__ = ("buffer", "count", "end", "express", "first", "outlet", "segment", "sender")
 
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(MAX_BATCH))
@@ -39,6 +39,8 @@ class PacketTrain:
         self.segment = 0
         self.express = 0
         """Whether they may all overtake, or none."""
+        self.first = 0
+        """The counter of the first datagram; the others follow. Flush before anything else is sealed."""
         self.end = 0
         """Bytes in `buffer`."""
         self.count = 0
@@ -50,7 +52,7 @@ class PacketTrain:
         self.sender = self.outlet = None
         self.end = self.count = 0
         if sender is not None and outlet is not None and end:
-            sender.push_train(self.buffer[:end], self.segment, outlet)
+            sender.push_train(self.buffer[:end], self.segment, outlet, self.first)
 
     def forget(self, sender: TrainSender) -> None:
         """Drop what `sender` has put in."""

@@ -364,7 +364,7 @@ def test_small_packets_of_one_wakeup_leave_together(join: Join, monkeypatch: pyt
     calls: list[tuple[int, int]] = []
     original = UdpSocket.send
 
-    def send(self: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
+    def send(self: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None, *_: bool) -> Sent:
         calls.append((len(data), segment))
         return original(self, data, segment, to)
 
@@ -420,7 +420,7 @@ def test_super_packet_is_one_call(join: Join, monkeypatch: pytest.MonkeyPatch) -
     calls = []
     original = UdpSocket.send
 
-    def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
+    def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None, *_: bool) -> Sent:
         calls.append((len(data), segment))
         return original(sock, data, segment, to)
 
@@ -849,7 +849,7 @@ def test_forged_datagram_in_front_of_a_batch_takes_nothing_with_it(
     session.start()
     original = UdpSocket.send
 
-    def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None) -> Sent:
+    def send(sock: UdpSocket, data: memoryview, segment: int, to: UdpPeer | None = None, *_: bool) -> Sent:
         return original(sock, memoryview(os.urandom(segment) + data), segment, to)
 
     data = tcp_packet(10 * 1_360)
