@@ -91,8 +91,8 @@ class Path:
     """One side's path.
 
     The owner calls `tick` at `deadline`. After every call but `sent` it sends what is in `outgoing`: (message,
-    address); None stands for the current address (`address`; at the client, the exit's). While the path is `steady` the
-    owner needs to read `deadline` after each `tick` and `too_big` only.
+    address); None stands for the current address (`address`; at the client, the exit's), if it `affords` that. While
+    the path is `steady` the owner needs to read `deadline` after each `tick` and `too_big` only.
     """
 
     def __init__(self, dialler: bool, ceiling: int, entropy: Entropy, now: float) -> None:
@@ -105,6 +105,10 @@ class Path:
         self.counters = PathCounters()
         self.up = False
         self.reason = "no datagram of the client has come yet"
+        self.proved = dialler
+        """Whether the peer has answered at `address`, or the client has chosen it: anybody can be named as a source."""
+        # Bytes that came from an address that is not proved, and that were sent to it.
+        self._came = self._gone = 0
         self.round_trip: float | None = None
         """Seconds; smoothed."""
         self._candidate: _Candidate | None = None
@@ -191,14 +195,24 @@ class Path:
         if not self._dialler:
             if self.address is None:
                 self.address = address
-                self.up = True
-                self.reason = "the client's datagrams come in"
+                self.reason = "the client's datagrams come in, and probes are not answered yet"
                 self._confirm(now)
-            elif address != self.address and highest:
+            if address == self.address:
+                self._came += size
+            elif highest:
                 self._challenge(address, size, now)
         if not self.up and self._phase is _Phase.CONFIRM:
             # One direction works again; do not wait long to try the other.
             self._next = min(self._next, max(now, self._probed + PATIENCE))
+
+    def affords(self, size: int) -> bool:
+        """Whether `size` bytes may go to `address` now, which count as sent then: to one that is not proved, no more
+        than three times what came from it (RFC 9000 section 8.1)."""
+        if not self.proved:
+            if self._gone + size > AMPLIFICATION * self._came:
+                return False
+            self._gone += size
+        return True
 
     def message(self, kind: int, body: memoryview, size: int, address: Address, now: float) -> None:
         """A message of the lane came in a datagram of `size` bytes from `address`. Ignores malformed messages and
@@ -322,6 +336,7 @@ class Path:
         probe = self._probes.pop(token, None)
         if probe is None or probe[0] != size:
             return
+        self.proved = True
         self.counters.answered += 1
         self._answered_at = now
         sample = max(now - probe[1], 0.0)
@@ -380,6 +395,7 @@ class Path:
         if candidate is None or candidate.address != address or candidate.token != token:
             return
         self.address = address
+        self.proved = True
         self._candidate = None
         self.counters.migrations += 1
         # A new address means a new path: its size and round trip are unknown.

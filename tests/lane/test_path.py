@@ -279,6 +279,36 @@ def test_little_is_sent_to_an_unproven_address() -> None:
     assert sent
 
 
+def test_little_is_sent_to_the_first_address_before_it_answers() -> None:
+    path = Path(False, 1472, counting(), 0.0)
+    sent = 0
+    for received in range(1, 5000):
+        now = received / 100
+        path.received_from(HOME, 1, True, now)
+        if path.deadline() <= now:
+            path.tick(now)
+        for message, _ in path.outgoing:
+            size = len(message) + OVERHEAD
+            if path.affords(size):
+                sent += size
+                probe = message
+        path.outgoing.clear()
+        assert sent <= AMPLIFICATION * received and not path.up
+    assert sent and not path.affords(1 << 20)
+    answer = probe[1:9] + (len(probe) + OVERHEAD).to_bytes(2)
+    path.message(PROBE_ACK, memoryview(answer), 40, HOME, 51.0)
+    assert path.up and path.affords(1 << 20)
+
+
+def test_an_address_that_has_answered_a_challenge_is_proved() -> None:
+    path = exit_at_home()
+    assert not path.affords(1 << 20)
+    path.received_from(AWAY, 500, True, 1.0)
+    ((challenge, _),) = [sent for sent in path.outgoing if sent[1] == AWAY]
+    path.message(RESPONSE, memoryview(challenge)[1:], 38, AWAY, 1.1)
+    assert path.affords(1 << 20)
+
+
 def test_an_unproven_address_is_asked_at_intervals() -> None:
     path = exit_at_home()
     asked = []

@@ -8,18 +8,17 @@ import json
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cryprq_proxy.address import Destination
 from tests.support import second_client as second
 from tests.support import second_flights as flights
 from tests.support.pages import ROOT
-from tests.support.second_client import Path, Session, Stream
+from tests.support.second_client import Path, Session
 from tests.support.second_flights import Handshake, Keys
 from tests.support.second_frames import (
     CANCELLED,
@@ -36,107 +35,13 @@ from tests.support.second_frames import (
     frames,
     put_address,
 )
+from tests.support.second_stage import EXIT_ID, KEYS, MEGABYTE, Stage, comes_back, plain, raw, say, watch
 from tests.support.settings import rotation_limits, session_limits
-from tests.support.web_links import CLIENT_IDENTITY, EXIT_IDENTITY, Place, Relay, place
+from tests.support.web_links import Relay, place
 
 pytestmark = pytest.mark.timeout(60)
-EXIT_ID = EXIT_IDENTITY.peer_id.raw
-SEEDS = CLIENT_IDENTITY._seeds
-KEYS = Keys(SEEDS[:32], SEEDS[32:])
 FROZEN = json.loads((ROOT / "tests/vectors/frozen.json").read_text())
 RECORDS = json.loads((ROOT / "tests/vectors/records.json").read_text())
-MEGABYTE = bytes(range(256)) * 4096
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Wire:
-    """A TCP connection between client and exit, on which either direction may come to nothing."""
-
-    def __init__(self) -> None:
-        self.swallow_there = self.swallow_back = False
-        self.black_hole = False  # an end of either side is not passed on
-        self.swallowed = 0
-        self._changed = asyncio.Condition()
-        self._writers: list[asyncio.StreamWriter] = []
-
-    async def start(self, target: Address) -> Address:
-        self._target = target
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        host, port = self._server.sockets[0].getsockname()
-        return host, port
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, there = await asyncio.open_connection(*self._target)
-        self._writers += [writer, there]
-        await asyncio.gather(self._pass(reader, there, True), self._pass(back, writer, False))
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, there: bool) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                if self.swallow_there if there else self.swallow_back:
-                    async with self._changed:
-                        self.swallowed += len(data)
-                        self._changed.notify_all()
-                else:
-                    writer.write(data)
-                    await writer.drain()
-        if not self.black_hole:
-            writer.close()
-
-    async def swallowed_some(self, size: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.swallowed >= size)
-
-    async def stop(self) -> None:
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        await self._server.wait_closed()
-
-
-def plain(target: Destination) -> Address:
-    return str(target[0]), int(target[1])
-
-
-class Stage:
-    """An exit, clients of it, and servers and wires that end with the test."""
-
-    def __init__(self, exit_place: Place) -> None:
-        self.place = exit_place
-        self.tcp, self.echo = plain(exit_place.tcp), plain(exit_place.echo)
-        self.sessions: list[Session] = []
-        self.servers: list[asyncio.Server] = []
-        self.wires: list[Wire | Relay] = []
-
-    def session(self, keys: Keys = KEYS, **options: Any) -> Session:
-        session = Session(keys, EXIT_ID, **{"alone": False, **options})
-        self.sessions.append(session)
-        return session
-
-    async def begun(self, **options: Any) -> tuple[Session, Path]:
-        session = self.session(**options)
-        return session, await session.begin(self.tcp)
-
-    async def server(self, serve: Serve) -> Address:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        self.servers.append(server)
-        host, port = server.sockets[0].getsockname()
-        return host, port
-
-    async def wire(self) -> tuple[Wire, Address]:
-        wire = Wire()
-        self.wires.append(wire)
-        return wire, await wire.start(self.tcp)
-
-    async def stop(self) -> None:
-        for session in self.sessions:
-            session.close()
-            await session.finished()
-        for wire in self.wires:
-            await wire.stop()
-        for server in self.servers:
-            server.close()
-            await server.wait_closed()
 
 
 @pytest.fixture
@@ -148,40 +53,6 @@ async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
             yield stage
         finally:
             await stage.stop()
-
-
-async def say(stream: Stream, data: bytes) -> None:
-    await stream.write(data)
-    stream.finish()
-
-
-async def comes_back(session: Session, echo: Address, data: bytes = b"hello") -> bool:
-    """Whether a stream to the echo server gives back what is sent."""
-    stream = await session.open(echo)
-    saying = asyncio.create_task(say(stream, data))
-    back = await stream.read_all()
-    await saying
-    return back == data
-
-
-def watch(session: Session, kind: Kind) -> list[tuple[Any, ...]]:
-    """The fields of all frames of a kind that come from now on."""
-    seen: list[tuple[Any, ...]] = []
-    before = session.on_frame
-
-    def look(path: Path, came: Kind, fields: tuple[Any, ...]) -> None:
-        before(path, came, fields)
-        if came == kind:
-            seen.append(fields)
-
-    session.on_frame = look
-    return seen
-
-
-def raw(path: Path, *plaintexts: bytes) -> None:
-    """Send records as they are told."""
-    for plaintext in plaintexts:
-        path.writer.write(path.out.seal(plaintext))
 
 
 # -- the vectors -----------------------------------------------------------------------------------------------
@@ -896,12 +767,16 @@ async def test_violations_end_the_session_with_the_reason_of_the_page(
     assert over.value.args == (reason,)
 
 
+def damaged(record: bytes) -> bytes:
+    return record[:-1] + bytes([record[-1] ^ 1])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         lambda path: path.out.seal(frame(Kind.SWITCH, "I", 1)),
         lambda path: path.out.seal(frame(Kind.SWITCH, "I", 0)),
-        lambda path: path.out.seal(b"!" * 20)[:-1] + b"?",
+        lambda path: damaged(path.out.seal(b"!" * 20)),
         lambda path: struct.pack(">I", 131_601),
         lambda path: struct.pack(">I", 16) + bytes(16),
     ],
@@ -922,7 +797,7 @@ async def test_frames_for_a_dead_number_are_ignored(stage: Stage) -> None:
     stream = await session.open(stage.echo)
     await say(stream, b"x")
     assert await stream.read_all() == b"x"
-    copies = session._open_frame(stream) + frame(Kind.WINDOW, "IQ", stream.number, 99_999)
+    copies = session.open_frame(stream) + frame(Kind.WINDOW, "IQ", stream.number, 99_999)
     raw(path, copies + fin_frame(stream.number, 1) + data_frame(stream.number, 0, b"x"))
     assert await comes_back(session, stage.echo)
     assert session.over is None

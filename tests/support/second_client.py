@@ -1,7 +1,7 @@
 """A small client of the peer link, version 2, after docs/protocol.md alone: it shares no code with the product.
 
 From the bottom up: a path with its records (sections 6 and 8), streams (9), and the session that holds them together
-(8, 10, 14). Flights and frames have files of their own. It has neither lane nor packets, so it offers no feature.
+(8, 10, 14). Flights, frames and the lane have files of their own. It has no packets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from tests.support.second_flights import AES, Epoch, Exchange, FlightError, Handshake, Keys, path_key
+from tests.support.second_flights import AES, LANE, Epoch, Exchange, FlightError, Handshake, Keys, path_key
 from tests.support.second_frames import (
     CANCELLED,
     SESSION_LOST,
@@ -27,6 +27,7 @@ from tests.support.second_frames import (
     Address,
     Close,
     Kind,
+    Unit,
     Violation,
     data_frame,
     fin_frame,
@@ -34,6 +35,7 @@ from tests.support.second_frames import (
     frames,
     put_address,
 )
+from tests.support.second_lane import Journey, Lane, Use, Weather
 
 LARGEST_LENGTH = 131_600
 EARLY = 65_536
@@ -92,14 +94,6 @@ class Direction:
         return self.records >= MOST_RECORDS or self.bytes >= MOST_BYTES
 
 
-@dataclass(eq=False)
-class Unit:
-    """A reliable frame, as its sender keeps it."""
-
-    frame: bytes
-    stream: Stream | None = None
-
-
 class Path:
     """One connection that carries the session."""
 
@@ -152,7 +146,7 @@ class Stream:
     out_end: int | None = None  # the final offset that was sent
     reset_sent: bool = False
     answered: bool = False  # or its OPEN acknowledged: the OPEN need not go first any more
-    opened_on: set[int] = field(default_factory=set)
+    opened_on: set[int] = field(default_factory=set)  # paths; -1 is the lane
     # What comes in.
     up: bool = False
     pieces: dict[int, bytes] = field(default_factory=dict)  # what waits for a gap
@@ -271,17 +265,24 @@ class Session:
         ciphers: bytes = b"\1\2",
         alone: bool = True,
         keepalive: float = 10,
+        lane: Address | None = None,
+        use: Use = Use.UDP,
+        weather: Journey | None = None,
     ) -> None:
-        """`alone`: rotations begin by themselves when one is due."""
+        """`alone`: rotations begin by themselves when one is due. `lane`: where the exit's UDP socket is;
+        `weather`: what becomes of the datagrams that go there."""
         self._keys, self._exit_id, self._ciphers = keys, exit_id, ciphers
         self._alone, self.keepalive = alone, keepalive
+        self._lane_at, self._use, self._weather = lane, use, weather
+        self.lane: Lane | None = None
         self._changed = asyncio.Event()
         self._rotating = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.over: SessionOver | None = None
         self.advertised: Address | None = None
         self.on_frame: Callable[[Path, Kind, tuple[Any, ...]], None] = lambda path, kind, fields: None
-        self.next_path, self._next_stream = 0, 1
+        self.on_lane_frame: Callable[[Kind, tuple[Any, ...]], None] = lambda kind, fields: None
+        self.next_path, self.next_stream = 0, 1
         self._clear()
 
     def _clear(self) -> None:
@@ -346,7 +347,8 @@ class Session:
     async def _dial(
         self, address: Address, *, short: bool, **offer: Any
     ) -> tuple[Handshake, tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        made = Handshake(self._exit_id, short=short, ciphers=self._ciphers, **offer)
+        features = LANE if self._lane_at else 0
+        made = Handshake(self._exit_id, short=short, ciphers=self._ciphers, features=features, **offer)
         reader, writer = await asyncio.open_connection(*address, limit=1 << 20)
         try:
             flight = made.flight1()
@@ -378,6 +380,10 @@ class Session:
     def _found(self, path: Path) -> None:
         """Begin with what the handshake of `path` has made."""
         self.session_id = path.made.secret(b"session id", 16)
+        if self._lane_at and path.made.features & LANE:
+            self._stop_lane()
+            self.lane = Lane(self, path.made.cipher, self._lane_at, self._use)
+            self.lane.out_weather = self._weather or Weather()
         self._enter(Epoch.of(0, path.made))
         self.next_path = path.number + 1
 
@@ -437,6 +443,8 @@ class Session:
     def wake(self) -> None:
         for path in self.paths.values():
             path.wake.set()
+        if self.lane:
+            self.lane.pump()
 
     # Sending.
 
@@ -480,8 +488,8 @@ class Session:
             while path.own:
                 own += path.own.popleft()
         if path is self.carrier():
-            units, datagrams = self._units(path), self._datagrams(path)
-            own += datagrams
+            units = [] if self.on_lane() else self._units(path)
+            own += self._datagrams(path)
         if path.owed and (path.ack_due or own or units) and path.up:
             own += frame(Kind.ACK, "IQ", path.number, path.back.count)
             path.owed = path.ack_due = False
@@ -511,13 +519,47 @@ class Session:
             if stream and not stream.answered and path.number not in stream.opened_on:
                 stream.opened_on.add(path.number)
                 if unit.frame[0] != Kind.OPEN:
-                    units.append(Unit(self._open_frame(stream), stream))
+                    units.append(Unit(self.open_frame(stream), stream))
                     self.retained += len(units[-1].frame)
             units.append(unit)
             size += len(unit.frame)
             if unit.frame[0] == Kind.DATA:
                 break
         return units
+
+    def on_lane(self) -> bool:
+        """Whether what belongs to the session goes by the lane."""
+        return self.lane is not None and bool(self.lane.size) and self._use != Use.TCP
+
+    def lane_answers(self) -> None:
+        self._notify()
+        self.wake()
+
+    def next_for_lane(self, size: int) -> Unit | None:
+        """The next unit, which has at most `size` bytes unless it is DATA. REKEY goes by a path."""
+        if not self.on_lane():
+            return None
+        unit = self._next_unit()
+        if unit and unit.frame[0] != Kind.DATA and len(unit.frame) > size:
+            if path := self.carrier():
+                path.log.append((path.out.count, [unit]))
+                path.writer.write(path.out.seal(unit.frame))
+                return self.next_for_lane(size)
+            self._control.append(unit)
+            return None
+        return unit
+
+    def opening(self, unit: Unit) -> Unit | None:
+        """What must leave before `unit` on the lane."""
+        stream = unit.stream
+        if not stream or stream.answered or -1 in stream.opened_on:
+            return None
+        stream.opened_on.add(-1)
+        if unit.frame[0] == Kind.OPEN:
+            return None
+        first = Unit(self.open_frame(stream), stream)
+        self.retained += len(first.frame)
+        return first
 
     def _next_unit(self) -> Unit | None:
         if self._control:
@@ -566,14 +608,14 @@ class Session:
         await self.until(lambda: self._opened < self.allowed)
         if self.going_away:
             raise SessionOver(Close.SHUTTING_DOWN)
-        stream = Stream(self, self._next_stream, target, protocol)
-        self._next_stream += 1
+        stream = Stream(self, self.next_stream, target, protocol)
+        self.next_stream += 1
         self._opened += 1
         self.streams[stream.number] = stream
-        self.put(self._open_frame(stream), stream)
+        self.put(self.open_frame(stream), stream)
         return stream
 
-    def _open_frame(self, stream: Stream) -> bytes:
+    def open_frame(self, stream: Stream) -> bytes:
         return frame(Kind.OPEN, "IB", stream.number, stream.protocol) + put_address(stream.target)
 
     def forget(self, stream: Stream) -> None:
@@ -661,6 +703,15 @@ class Session:
         path.verdict.set_result(kind)
         self.wake()
 
+    def frames_came(self, plaintext: bytes) -> None:
+        """Frames came by the lane, or none: that asks for an ACK alone."""
+        for kind, fields in frames(plaintext) if plaintext else ():
+            self.on_lane_frame(kind, fields)
+            if kind >= Kind.ACK and kind != Kind.CLOSE:
+                raise Violation(Close.PROTOCOL)
+            self._ACTIONS.get(kind, Session._unexpected)(self, None, *fields)
+        self._notify()
+
     def _record(self, path: Path, plaintext: bytes) -> None:
         reliable = False
         for kind, fields in frames(plaintext):
@@ -685,7 +736,7 @@ class Session:
 
     def _stream(self, number: int) -> Stream | None:
         """The stream, or none if the number is dead."""
-        if number == 0 or number >= self._next_stream:
+        if number == 0 or number >= self.next_stream:
             raise Violation(Close.PROTOCOL)
         return self.streams.get(number)
 
@@ -750,6 +801,12 @@ class Session:
     def _on_streams(self, path: Path, allowed: int) -> None:
         self.allowed = max(self.allowed, allowed)
 
+    def datagram_came(self, number: int, source: Address, payload: bytes) -> None:
+        stream = self.streams.get(number)
+        if stream and stream.protocol == UDP:
+            stream.datagrams.append((source, payload))
+            self._notify()
+
     def _on_datagram(self, path: Path, number: int, source: Address, payload: bytes) -> None:
         if stream := self._stream(number):
             if stream.protocol != UDP:
@@ -764,18 +821,25 @@ class Session:
                 raise Violation(Close.RESUME)
             named.acked = max(named.acked, count)
             while named.log and named.log[0][0] < count:
-                self._arrived(named.log.popleft()[1])
+                self.arrived(named.log.popleft()[1])
         else:
             gone = [unit for path_, record, unit in self.again if path_ == number and record < count]
             self.again = deque(entry for entry in self.again if entry[2] not in gone)
-            self._arrived(gone)
+            self.arrived(gone)
         self.wake()
 
-    def _arrived(self, units: list[Unit]) -> None:
+    def arrived(self, units: list[Unit]) -> None:
         for unit in units:
             self.retained -= len(unit.frame)
             if unit.stream and unit.frame[0] == Kind.OPEN:
                 unit.stream.answered = True
+        if units:
+            self._notify()
+
+    def give_back(self, units: list[Unit]) -> None:
+        """The lane carries these no longer."""
+        self.again += [(-1, 0, unit) for unit in units]
+        self.wake()
 
     def _on_abandon(self, path: Path, number: int, count: int) -> None:
         self._on_ack(path, number, count)
@@ -804,6 +868,8 @@ class Session:
         self.epoch = epoch
         self.records[epoch.number] = epoch.records
         self.records.pop(epoch.number - 2, None)
+        if self.lane:
+            self.lane.enter(epoch)
         asyncio.get_running_loop().call_later(INTERVAL, self._due)
         self.wake()
 
@@ -844,6 +910,11 @@ class Session:
         made, self._rekey = self._rekey, None
         self._enter(Epoch.of(number, made))
 
+    def _on_lane(self, path: Path, number: int, index: int, use: int) -> None:
+        if self.lane is None:
+            raise Violation(Close.PROTOCOL)
+        self.lane.announced(number, index)
+
     def _on_rekey_please(self, path: Path, number: int) -> None:
         if number > self.epoch.number + 1:
             raise Violation(Close.REKEY)
@@ -865,8 +936,14 @@ class Session:
             path.writer.write(path.out.seal(frame(Kind.CLOSE, "B", reason)))
         self._end(SessionOver(Close(reason)))
 
+    def _stop_lane(self) -> None:
+        if self.lane:
+            self.lane.stop()
+            self.lane = None
+
     async def finished(self) -> None:
         """End whatever still runs of a session that is over. What was written goes out nevertheless."""
+        self._stop_lane()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -892,6 +969,7 @@ class Session:
         Kind.STREAMS: _on_streams,
         Kind.REKEY_ANSWER: _on_rekey_answer,
         Kind.REKEY_PLEASE: _on_rekey_please,
+        Kind.LANE: _on_lane,
         Kind.GOAWAY: _on_goaway,
         Kind.ABANDON: _on_abandon,
         Kind.ACK: _on_ack,

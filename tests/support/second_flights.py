@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 VERSION = 2
 AES, CHACHA = 1, 2
+LANE = 1
 LINK_NAME = b"Noise_XXhfs+sig+psk0_25519+MLKEM768+Ed25519+MLDSA65_ChaChaPoly_SHA256"
 REKEY_NAME = b"Noise_NNhfs+psk0_25519+MLKEM768_ChaChaPoly_SHA256"
 CONTEXT = b"cryprq/1"
@@ -131,17 +132,23 @@ class Handshake(Exchange):
     """The client's side of three flights."""
 
     def __init__(
-        self, exit_id: bytes, *, short: bool, versions: bytes = bytes([VERSION]), ciphers: bytes = b"\1\2"
+        self,
+        exit_id: bytes,
+        *,
+        short: bool,
+        versions: bytes = bytes([VERSION]),
+        ciphers: bytes = b"\1\2",
+        features: int = 0,
     ) -> None:
         super().__init__(LINK_NAME, b"cryprq/1 link" + exit_id, sha256(b"cryprq/1 psk0" + exit_id))
         self._exit_id, self._short = exit_id, short
-        self._versions, self._ciphers = versions, ciphers
-        self.cipher = 0
+        self._versions, self._ciphers, self._offered = versions, ciphers, features
+        self.cipher = self.features = 0
         self.h2 = b""
 
     def flight1(self) -> bytes:
         lists = bytes([len(self._versions)]) + self._versions + bytes([len(self._ciphers)]) + self._ciphers
-        return self.first(lists + struct.pack(">IB", 0, self._short))
+        return self.first(lists + struct.pack(">IB", self._offered, self._short))
 
     def lengths2(self) -> range:
         return range(1158, 1217) if self._short else range(6547, 6606)
@@ -158,8 +165,8 @@ class Handshake(Exchange):
         payload = self.decrypt(rest)
         if payload[0] not in self._versions:
             raise OtherVersion(payload[0])
-        _, self.cipher, features = struct.unpack(">BBI", payload)
-        if self.cipher not in self._ciphers or features:
+        _, self.cipher, self.features = struct.unpack(">BBI", payload)
+        if self.cipher not in self._ciphers or self.features & ~self._offered:
             raise FlightError("the exit chose what was not offered")
         self.h2 = self.h
 
@@ -196,11 +203,16 @@ class Epoch:
     records: bytes
     chain: bytes
     resume: bytes
+    client_lane: bytes
+    exit_lane: bytes
     h: bytes
 
     @classmethod
     def of(cls, number: int, made: Exchange) -> Epoch:
-        return cls(number, made.secret(b"records"), made.secret(b"chain"), made.secret(b"resume"), made.h)
+        records, chain, resume, client_lane, exit_lane = (
+            made.secret(label) for label in (b"records", b"chain", b"resume", b"client lane", b"exit lane")
+        )
+        return cls(number, records, chain, resume, client_lane, exit_lane, made.h)
 
     def rekey(self, session_id: bytes) -> Exchange:
         prologue = b"cryprq/2 rekey" + session_id + struct.pack(">I", self.number + 1) + self.h

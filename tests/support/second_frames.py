@@ -1,10 +1,11 @@
-"""The frames of the second client: docs/protocol.md, section 7, as far as a client without features needs them."""
+"""The frames of the second client: docs/protocol.md, section 7, as far as a client without packets needs them."""
 
 from __future__ import annotations
 
 import ipaddress
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -32,6 +33,7 @@ FIXED = {
     Kind.WINDOW: ">IQ",
     Kind.STREAMS: ">Q",
     Kind.REKEY_PLEASE: ">I",
+    Kind.LANE: ">IIB",
     Kind.GOAWAY: ">",
     Kind.ABANDON: ">IQ",
     Kind.ACK: ">IQ",
@@ -43,8 +45,16 @@ FIXED = {
     Kind.NO_SESSION: ">",
     Kind.JOINED: ">32s",
 }
-"""The frames of fixed size that an exit may send to a client without features."""
+"""The frames of fixed size that an exit may send to a client without packets."""
 Address = tuple[str, int]
+
+
+@dataclass(eq=False)
+class Unit:
+    """A reliable frame, as its sender keeps it, and the stream of which it is."""
+
+    frame: bytes
+    stream: Any = None
 
 
 class Violation(Exception):

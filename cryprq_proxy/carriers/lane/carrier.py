@@ -273,7 +273,8 @@ class LaneCarrier:
         self._train.flush()
         for message, to in messages:
             outlet = self._outlet() if to is None else to
-            if isinstance(outlet, Outlet) and self.lane.ready:
+            affords = to is not None or self.path.affords(OVERHEAD + len(message))
+            if affords and isinstance(outlet, Outlet) and self.lane.ready:
                 size = self.lane.seal(message, self._output, 0)
                 self._push(self._output, 0, size, size, outlet)
 
