@@ -163,15 +163,18 @@ class LanePath:
         self.session.scheduler.pace(self.rate, self.outbox.payload)
 
     def takes(self, current: SessionPath | None) -> bool:
-        """Whether the lane is to carry what belongs to the session, and not `current`."""
+        """Whether the lane is to carry what belongs to the session, and not `current`. While that is in doubt it does,
+        if it may: no choice, since a moment later the path may have answered."""
         now = self.session.now
         there = current is not None and current.admitted
         if not there and self.up and self.in_doubt:
             # There is nothing else to be had.
             self._trust()
             self.choice.up(self.least_round_trip, now)
-        self.choice.tcp(there and current is not None and not current.in_doubt, now)
-        return self.up and self.choice.lane
+        self.choice.tcp(there, now)
+        if not self.up or self.session.lane_use is LaneUse.TCP:
+            return False
+        return self.choice.lane or (current is not None and current.in_doubt and not self.in_doubt)
 
     # --- out --------------------------------------------------------------------------------------------------------
 

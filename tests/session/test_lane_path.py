@@ -723,6 +723,25 @@ def test_a_silent_record_path_hands_over_to_the_lane() -> None:
     assert other.received == TEXT[:60_000]
 
 
+def test_a_path_that_was_only_slow_carries_again_as_soon_as_it_has_answered() -> None:
+    on = LanePair(up=False)
+    app, other = on.pair()
+    on.link.carrier.advance(1.0)
+    for lane in on.lanes.values():
+        lane.set_up(True, SHORT_ROUND_TRIP / 2, "a test says so", on.now)
+    lane, carrier = on.lane(on.client), on.link.carrier
+    carrier.to_right.piece = carrier.to_left.piece = 0
+    app.say(TEXT[:60_000])
+    carrier.settle()
+    carrier.advance(1.0)
+    assert lane.carries
+    carrier.to_right.piece = carrier.to_left.piece = 1 << 20
+    carrier.settle()
+    assert not lane.carries and on.client.carrying is on.client.current
+    on.settle()
+    assert other.received == TEXT[:60_000]
+
+
 # --- the end ---
 
 
