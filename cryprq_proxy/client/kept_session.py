@@ -204,8 +204,8 @@ class KeptSession:
         self.packet_link = session.packet_link = link
         if lane is not None and established.features & Feature.LANE:
             loop = asyncio.get_running_loop()
-            link.lane = ClientLane(loop, link, lane, mark=self._settings.mark)
-            link.lane.carry(session.attach_lane(clock()), failed)
+            link.lane = ClientLane(loop, link, lane.offload, mark=self._settings.mark)
+            link.lane.carry(session.attach_lane(clock()), failed, lane.control)
         session.set_lane_use(self._settings.lane_use)
         session.begin_lane(clock())
         return session

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.upstream import UpstreamProxy
-from ..carriers.lane.batch import UdpOffload
+from ..carriers.lane.settings import LaneSettings
 from ..crypto.identity import PeerId
 from ..session.session import SessionLimits
 from ..session.wire import LaneUse
@@ -39,7 +39,7 @@ class ClientSettings:
 
     `endpoints` are the exit's addresses, the preferred one first. They are raced (endpoints.py). `memory` knows which
     one worked in an earlier run. `wait_for_link` is the time in seconds that a request may wait for the link. `lane`
-    says what the kernel's batching can do for the datagram lane; None: no lane. `lane_use`: what streams may use of it.
+    is about the datagram lane; None: no lane. `lane_use`: what streams may use of it.
     `mark` is the SO_MARK of the link's own sockets, or 0. `invite` is the secret (16 bytes) that gets this client onto
     the exit's list; it is shown until the exit has admitted the client. `ca` is a file with the certificates that are
     trusted for wss instead of the system's.
@@ -53,7 +53,7 @@ class ClientSettings:
     lane_use: LaneUse
     psk: bytes | None = field(default=None, repr=False)
     upstream: UpstreamProxy | None = None
-    lane: UdpOffload | None = None
+    lane: LaneSettings | None = None
     mark: int = 0
     invite: bytes | None = field(default=None, repr=False)
     memory: EndpointMemory = field(default_factory=EndpointMemory)

@@ -12,8 +12,10 @@ from msgspec import Struct
 from ..address import Destination
 from ..base.log import LogFormat, LogLevel
 from ..base.paths import default_identity
-from ..carriers.lane.batch import UdpOffload
 from ..carriers.lane.offload_check import check_offload
+from ..carriers.lane.settings import LaneSettings, MakeControl
+from ..recovery.bbr import Bbr
+from ..recovery.cubic import Cubic
 from ..session.rotation import RotationLimits
 from ..session.session import SessionLimits
 from .decode import choice, count, path, seconds, size
@@ -24,6 +26,9 @@ GIB: Final = 1 << 30
 
 type ProviderChoice = Literal["auto", "cryptography", "pure"]
 type AutoOrOff = Literal["auto", "off"]
+type CongestionChoice = Literal["bbr", "cubic"]
+
+_CONTROLS: Final[dict[CongestionChoice, MakeControl]] = {"bbr": Bbr, "cubic": Cubic}
 
 
 class RotationTable(Struct, frozen=True, kw_only=True):
@@ -41,10 +46,11 @@ class LaneTable(Struct, frozen=True, kw_only=True):
     """The datagram lane beside the link."""
 
     offload: Annotated[AutoOrOff, choice("auto", "off")] = "auto"
+    congestion: Annotated[CongestionChoice, choice("bbr", "cubic")] = "bbr"
 
-    def checked(self) -> UdpOffload:
-        """What the lane may use of this kernel's batching."""
-        return check_offload(self.offload)
+    def settings(self) -> LaneSettings:
+        """See check_offload: takes a few milliseconds."""
+        return LaneSettings(check_offload(self.offload), _CONTROLS[self.congestion])
 
 
 class LinkLimits(Struct, frozen=True, kw_only=True):

@@ -119,7 +119,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
             upstream=self.upstream,
             wait_for_link=self.wait_for_link,
             connect=self.connect,
-            lane=self.lane.checked() if self.has_lane else None,
+            lane=self.lane.settings() if self.has_lane else None,
             lane_use=LaneUse[self.carrier.upper()],
             mark=mark,
             limits=self.session_limits(),

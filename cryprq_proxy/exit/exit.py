@@ -98,7 +98,9 @@ class Exit:
         if self._settings.lane is not None:
             try:
                 of_links = addresses[: len(self._settings.listen)]
-                self.sessions.lanes = LaneListener(asyncio.get_running_loop(), of_links, self._settings.lane)
+                self.sessions.lanes = LaneListener(
+                    asyncio.get_running_loop(), of_links, self._settings.lane.offload
+                )
             except (OSError, ConfigError):
                 self.listener.stop_accepting()
                 raise

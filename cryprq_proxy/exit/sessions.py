@@ -262,9 +262,10 @@ class Sessions:
                 link.assign(*NO_ADDRESSES)
         else:
             link = PacketLink(entry.session)
-        if features & Feature.LANE and self.lanes is not None:
+        lane = self._settings.lane
+        if features & Feature.LANE and self.lanes is not None and lane is not None:
             link.lane = self.lanes.carrier(link, client)
-            link.lane.carry(entry.session.attach_lane(clock()), entry.failed)
+            link.lane.carry(entry.session.attach_lane(clock()), entry.failed, lane.control)
         entry.packet_link = entry.session.packet_link = link
 
     def _accept_stream(self, entry: PeerSession, share: PeerShare, stream: Stream) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ..address import Destination
-from ..carriers.lane.batch import UdpOffload
+from ..carriers.lane.settings import LaneSettings
 from ..session.session import SessionLimits
 
 
@@ -50,7 +50,7 @@ class ExitBounds(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ExitSettings:
-    """`limits` bound one session, `bounds` what there is of them. `lane`: what the kernel's batching can do for the
+    """`limits` bound one session, `bounds` what there is of them. `lane`: of the
     datagram lane; None: no lane. `websocket`: the second entrance, if there is one. `proxies`: the TCP proxies, whose
     connections begin with a PROXY header. `advertise`: where clients reach this exit, and no other one of its
     identity."""
@@ -61,5 +61,5 @@ class ExitSettings:
     websocket: WebSocketSettings | None = None
     proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     psk: bytes | None = field(default=None, repr=False)
-    lane: UdpOffload | None = None
+    lane: LaneSettings | None = None
     advertise: Destination | None = None

@@ -76,7 +76,7 @@ def exit_settings(config: ExitConfig) -> ExitSettings:
         psk=config.psk(),
         limits=config.session_limits(),
         bounds=config.bounds(),
-        lane=config.lane.checked() if config.lane.enabled else None,
+        lane=config.lane.settings() if config.lane.enabled else None,
         proxies=config.proxy_protocol,
         advertise=config.advertise,
         websocket=None

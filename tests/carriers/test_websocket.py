@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,6 @@ from cryprq_proxy.carriers import websocket as websocket_module
 from cryprq_proxy.carriers.carrier import LOWAT_SECONDS, Carrier
 from cryprq_proxy.carriers.dial import websocket as dial_websocket_module
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
-from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.carriers.lane.client import ClientLane
 from cryprq_proxy.carriers.websocket import (
     MAX_MESSAGE,
@@ -42,6 +42,8 @@ from cryprq_proxy.exit import lobby as lobby_module
 from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.exit import websocket_listener
 from cryprq_proxy.exit.settings import WebSocketSettings
+from cryprq_proxy.recovery.bbr import Bbr
+from cryprq_proxy.recovery.cubic import Cubic
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.turns import TURN_WORK
 from cryprq_proxy.status import CarrierStatus
@@ -53,14 +55,13 @@ from tests.support.web_links import (
     CLIENT_IDENTITY,
     HERE,
     PATH,
+    PLAIN,
     Place,
     Relay,
     lose_paths,
     make_certificates,
     place,
 )
-
-PLAIN = UdpOffload(gso=False, gro=False)
 
 
 @pytest.fixture
@@ -605,6 +606,17 @@ async def test_the_lane_needs_an_address_that_tcp_gave() -> None:
         await here.echoes(client)
         assert lane_of(client)._exit is None
         assert client.lane_size is None
+
+
+async def test_each_side_sends_by_the_congestion_control_that_it_is_set_to() -> None:
+    async with place(lane=PLAIN) as here:
+        client = here.client(here.endpoint("tcp"), lane=replace(PLAIN, control=Cubic))
+        await here.echoes(client)
+        (entry,) = here.exit.sessions
+        theirs = entry.packet_link.lane.driver  # type: ignore[union-attr]
+        ours = lane_of(client).driver
+        assert ours is not None and isinstance(ours.recovery.control, Cubic)
+        assert theirs is not None and isinstance(theirs.recovery.control, Bbr)
 
 
 async def test_the_lane_stays_when_the_carrier_goes_elsewhere() -> None:

@@ -13,7 +13,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
-from cryprq_proxy.carriers.lane.batch import SocketAddress, UdpOffload
+from cryprq_proxy.carriers.lane.batch import SocketAddress
 from cryprq_proxy.client import endpoints, kept_session
 from cryprq_proxy.client.advertised import resume_endpoint
 from cryprq_proxy.client.client import Client
@@ -23,9 +23,8 @@ from cryprq_proxy.client.settings import EndpointMemory
 from cryprq_proxy.exit.sessions import PeerSession
 from cryprq_proxy.session.wire import GOAWAY, encode_advertise, encode_bare
 from tests.support.settle import until
-from tests.support.web_links import Place, Relay, echoes, opened, place
+from tests.support.web_links import PLAIN, Place, Relay, echoes, opened, place
 
-PLAIN = UdpOffload(gso=False, gro=False)
 PORT = 4433
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind
-from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client import leaving
 from cryprq_proxy.client.backoff import BACKOFF_RESTART, JITTER
 from cryprq_proxy.client.client import Client
@@ -23,10 +22,7 @@ from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.wire import GOAWAY, MAX_STREAM, StreamProtocol, encode_bare
 from tests.support.settle import settle, until
-from tests.support.web_links import Place, ask, echoes, opened, place
-
-PLAIN = UdpOffload(gso=False, gro=False)
-
+from tests.support.web_links import PLAIN, Place, ask, echoes, opened, place
 
 pytestmark = pytest.mark.usefixtures("hasty")
 

@@ -28,6 +28,8 @@ from cryprq_proxy.config.secret_files import read_psk, read_user
 from cryprq_proxy.config.urls import PeerUrl, parse_peer_url, parse_upstream
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.recovery.bbr import Bbr
+from cryprq_proxy.recovery.cubic import Cubic
 from cryprq_proxy.service.exit import exit_settings
 from cryprq_proxy.session.wire import LaneUse
 
@@ -127,6 +129,17 @@ def test_carriers(carrier: str, has_lane: bool, use: LaneUse) -> None:
     assert read == client("", {"carrier": carrier})
     settings = read.link_settings(read.exits()[0])
     assert (settings.lane is not None, settings.lane_use) == (has_lane, use)
+
+
+@pytest.mark.parametrize(
+    ("text", "control"), [("", Bbr), ("congestion = 'bbr'", Bbr), ("congestion = 'cubic'", Cubic)]
+)
+def test_congestion_control_of_the_lane(text: str, control: type) -> None:
+    read = client(f"[lane]\n{text}")
+    lane = read.link_settings(read.exits()[0]).lane
+    assert lane is not None and isinstance(lane.control(0.0, 1_200, 0.0), control)
+    there = exit_settings(exit_peer(f"[lane]\n{text}")).lane
+    assert there is not None and there.control is lane.control
 
 
 def test_no_upstream_proxy_passes_a_lane_on() -> None:

@@ -182,6 +182,7 @@ PREFIX = "expected an address or prefix like 192.0.2.0/24, got "
         ("[tun.dns]\nstale = 'x'", "tun.dns.stale: expected a number of seconds from 0 to 259200, got a string"),
         ("[tun.dns]\nblok = []", 'tun.dns.blok: unknown key; did you mean "tun.dns.block"?'),
         ("[lane]\nenabled = false", "lane.enabled: unknown key; "),
+        ("[lane]\ncongestion = 'reno'", 'lane.congestion: expected one of "bbr", "cubic", got a string'),
         ("[lane]\noffload = 'on'", 'lane.offload: expected one of "auto", "off", got a string'),
     ],
 )  # fmt: skip

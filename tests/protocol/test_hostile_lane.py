@@ -10,6 +10,8 @@ from contextlib import closing, suppress
 import pytest
 
 from cryprq_proxy.carriers.lane.batch import UdpOffload
+from cryprq_proxy.carriers.lane.settings import LaneSettings
+from cryprq_proxy.recovery.bbr import Bbr
 from tests.support.second_client import Session
 from tests.support.second_frames import UDP, Address, Kind, frame
 from tests.support.second_lane import Message, Weather
@@ -25,7 +27,7 @@ POURED = 40
 
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
-    async with place(lane=UdpOffload(True, True), limits=session_limits()) as exit_place:
+    async with place(lane=LaneSettings(UdpOffload(True, True), Bbr), limits=session_limits()) as exit_place:
         stage = Stage(exit_place)
         try:
             yield stage

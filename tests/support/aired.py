@@ -16,6 +16,7 @@ from cryprq_proxy.carriers.lane.driver import LaneDriver
 from cryprq_proxy.carriers.lane.listener import LaneListener
 from cryprq_proxy.carriers.lane.packet_link import PacketLink
 from cryprq_proxy.errors import PeerError
+from cryprq_proxy.recovery.bbr import Bbr
 from tests.support.air import Air
 from tests.support.simulated_stage import Stage
 from tests.support.simulator import Host, Route
@@ -63,7 +64,7 @@ class AiredLane:
         for host, link, lane in zip(stage.network.hosts, links, (self.client, self.exit), strict=True):
             link.lane = lane
             host.session.packet_link = link
-            lane.carry(host.session.attach_lane(clock.now), _failing(host))
+            lane.carry(host.session.attach_lane(clock.now), _failing(host), Bbr)
             host.session.begin_lane(clock.now)
         stage.links = links  # type: ignore[assignment]
         stage.lane = self  # type: ignore[assignment]

@@ -21,6 +21,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.dial.endpoint import CarrierKind, Endpoint
 from cryprq_proxy.carriers.lane.batch import UdpOffload
+from cryprq_proxy.carriers.lane.settings import LaneSettings
 from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.leaving import MOST_LEAVING
 from cryprq_proxy.crypto.identity import Identity
@@ -29,6 +30,7 @@ from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
+from cryprq_proxy.recovery.bbr import Bbr
 from cryprq_proxy.session.session import SessionLimits
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.links import App
@@ -37,6 +39,7 @@ from tests.support.settle import until
 
 PATH = "/a/path"
 HERE = Destination("127.0.0.1", 0)
+PLAIN = LaneSettings(UdpOffload(gso=False, gro=False), Bbr)
 FAST = select_provider()
 EXIT_IDENTITY = Identity.generate(FAST)
 CLIENT_IDENTITY = Identity.generate(FAST)
@@ -100,7 +103,7 @@ def lose_sessions(exit: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def place(
     *,
-    lane: UdpOffload | None = None,
+    lane: LaneSettings | None = None,
     per_minute: float = 600,
     limits: SessionLimits | None = None,
     listen: Destination = HERE,

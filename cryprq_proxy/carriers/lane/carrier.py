@@ -36,6 +36,7 @@ from ...session.lane_path import LanePath
 from ...status import LaneStatus
 from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, UdpOffload
 from .driver import LaneDriver
+from .settings import MakeControl
 from .train import Outlet, PacketTrain
 
 LEAST_DELAY: Final = 0.001
@@ -106,9 +107,9 @@ class LaneCarrier:
         self._unsent = dict.fromkeys(Sent, 0)
         self._malformed = 0
 
-    def carry(self, streams: LanePath, fail: Callable[[PeerError], None]) -> None:
+    def carry(self, streams: LanePath, fail: Callable[[PeerError], None], control: MakeControl) -> None:
         """Carry streams of a session too. `fail` is called with what ends it."""
-        self.driver = LaneDriver(self._loop, self, streams, fail, self._clock)
+        self.driver = LaneDriver(self._loop, self, streams, fail, control, self._clock)
 
     # --- keys ------------------------------------------------------------------------------------------------------
 

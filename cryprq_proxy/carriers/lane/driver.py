@@ -25,7 +25,6 @@ from ...lane.layout import ACK, FRAMES, FRAMES_ASK, STREAM_OVERHEAD
 from ...lane.path import Path
 from ...lane.sealing import OUT_SIZE, Lane
 from ...lane.slices import Shape
-from ...recovery.bbr import Bbr
 from ...recovery.pacer import Pacer
 from ...recovery.received import Received, decode, encode
 from ...recovery.recovery import Recovery, Settled
@@ -33,6 +32,7 @@ from ...session.lane_loads import FramesLoad, Load, StreamLoad
 from ...session.lane_path import LanePath
 from .batch import Sent
 from .held import HeldPackets
+from .settings import MakeControl
 
 TURN_BYTES: Final = 4 * 44 * 1_443
 """Bytes that leave in one turn of the loop: four trains of the most that a kernel takes at once."""
@@ -77,12 +77,14 @@ class LaneDriver:
         carrier: DrivenLane,
         streams: LanePath,
         fail: Callable[[PeerError], None],
+        control: MakeControl,
         clock: Callable[[], float],
     ) -> None:
         self._loop = loop
         self._carrier = carrier
         self.streams = streams
         self._fail = fail
+        self._control = control
         self._clock = clock
         self._output = SHARED.scratch("leaving datagrams", OUT_SIZE)
         self.received = Received()
@@ -112,7 +114,7 @@ class LaneDriver:
         streams.ready = self._ready
 
     def _recover(self, round_trip: float, now: float) -> Recovery[Load]:
-        control = Bbr(now, self._carrier.path.size, round_trip)
+        control = self._control(now, self._carrier.path.size, round_trip)
         return Recovery(control, Pacer(now), now, round_trip=round_trip)
 
     # --- in --------------------------------------------------------------------------------------------------------
