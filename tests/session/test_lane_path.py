@@ -378,6 +378,7 @@ def test_of_a_datagram_all_frames_are_refused_or_none() -> None:
     lane = on.lane(on.exit)
     while lane.frames(memoryview(wire.encode_fin(3, 0)), on.now):
         pass
+    on.exit.turn.renew()
     frames = wire.encode_open(1, StreamProtocol.TCP, TARGET) + wire.encode_fin(3, 0)
     assert not lane.frames(memoryview(frames), on.now) and not on.exit.streams
 
