@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from cryprq_proxy.carriers.lane.batch import MAX_SEGMENTS, Batch, Sent, SocketAddress, UdpOffload, UdpPeer
+from tests.support.read_behind import read_behind
 from tests.support.simulator import Clock
 
 HEADERS: Final = 28
@@ -198,6 +199,9 @@ class AirSocket:
             if len(data) < len(first):
                 break
         return Batch(buffer, size, len(first), self.peer or UdpPeer(source), marked)
+
+    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None]:
+        return read_behind(self.receive, batch, most)
 
 
 def _nothing() -> None:

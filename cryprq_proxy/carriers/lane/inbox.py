@@ -9,9 +9,9 @@ A super-packet that needs two sends comes in two receives. The second is put beh
 packet is opened in one piece, and not in two that must be copied together (lane/joining.py).
 
 Many network cards and wireless links do not join datagrams (UDP_GRO): each would wake this process. Where much comes
-like that, the socket is left alone for a millisecond at a time, and then what it has is put behind each other, as the
-kernel would have joined it. That halves what a datagram costs; the kernel's buffer holds a millisecond of 2 Gbit/s even
-where it may not be made larger.
+like that, the socket is left alone for a millisecond or two, and then what it has is put behind each other, as the
+kernel would have joined it. A datagram is looked at only where it differs from the one before. Both together leave the
+client two thirds of the work for a download of 185 Mbit/s.
 
 A fault of this program while a batch is handled drops that batch. The first one is logged with its traceback.
 """
@@ -40,7 +40,10 @@ TURN_COST: Final = 180_224
 """Bytes opened in one turn, so counted, about: 94 datagrams of 1,400 bytes, or 330 small ones."""
 EXPRESS_COST: Final = TURN_COST // 2
 """Of what is marked as able to overtake; more of it waits with the rest."""
-POLL_SECONDS: Final = 0.001
+POLL_SECONDS: Final = 0.002
+MUCH: Final = 40_960
+"""Bytes of a read after which the next one follows in half that time: the kernel's buffer holds 92 datagrams of 1,443
+bytes where it may not be made larger."""
 BUSY_WAKES: Final = 8
 BUSY_BYTES: Final = 16_384
 """In datagrams that the kernel has not joined, with so many wake-ups, in about two POLL_SECONDS: so much that waking
@@ -168,7 +171,8 @@ class Inbox:
             self._again = True
             self._loop.call_soon(self._next_turn)
         else:
-            self._poll = self._loop.call_later(POLL_SECONDS, self._on_poll)
+            much = self._read_bytes >= MUCH
+            self._poll = self._loop.call_later(POLL_SECONDS / 2 if much else POLL_SECONDS, self._on_poll)
 
     def _take(self, batch: Batch) -> None:
         try:
@@ -178,36 +182,29 @@ class Inbox:
 
     def _read(self) -> int:
         """Empty the socket as far as there are buffers. Returns the cost of what was opened at once."""
-        sock, waiting, spare = self._sock, self._waiting, self._spare
-        lone, taken = self._polling, 0
+        waiting, taken = self._waiting, 0
         self._joined = False
         for _ in range(4 * BUFFERS):
             if len(waiting) >= BUFFERS:
                 break
-            cut = (
-                waiting[-1]
-                if waiting and (_is_cut(waiting[-1]) or (lone and _has_room(waiting[-1])))
-                else None
-            )
-            if cut is None:
-                buffer, at = spare.pop() if spare else self._buffers.take(), 0
-            else:
-                buffer, at = cut.data, cut.size
-            batch = sock.receive(buffer, at)
-            if batch is None:
-                if cut is None:
-                    spare.append(buffer)
-                break
-            self._read_bytes += batch.size
-            if batch.size > batch.segment:
-                self._joined = True
-            if cut is not None:
-                if _is_rest(batch, cut):
-                    waiting[-1] = cut._replace(size=at + batch.size)
+            last = waiting[-1] if waiting else None
+            if last is not None and self._polling and (most := _most(last)):
+                batch = self._read_lone(last, most)
+                if batch is None:
+                    if waiting[-1].size == last.size:
+                        break
                     continue
-                buffer = spare.pop() if spare else self._buffers.take()
-                buffer[: batch.size] = batch.data[at : at + batch.size]
-                batch = batch._replace(data=buffer)
+            else:
+                cut = last if last is not None and _is_cut(last) else None
+                batch = self._read_batch(cut)
+                if batch is None:
+                    break
+                if cut is not None and _is_rest(batch, cut):
+                    waiting[-1] = cut._replace(size=cut.size + batch.size)
+                    continue
+                if cut is not None:
+                    batch = self._apart(batch, cut.size)
+            buffer = batch.data
             if buffer[0] != EXPRESS_KIND or taken >= EXPRESS_COST:
                 waiting.append(batch)
                 continue
@@ -215,8 +212,43 @@ class Inbox:
             self._take(batch)
             if self._closed:
                 break
-            spare.append(buffer)
+            self._spare.append(buffer)
         return taken
+
+    def _read_batch(self, cut: Batch | None) -> Batch | None:
+        """The next one, behind `cut` if there is one; None if nothing waits in the socket."""
+        buffer = self._empty() if cut is None else cut.data
+        batch = self._sock.receive(buffer, 0 if cut is None else cut.size)
+        if batch is None:
+            if cut is None:
+                self._spare.append(buffer)
+            return None
+        self._note(batch)
+        return batch
+
+    def _read_lone(self, last: Batch, most: int) -> Batch | None:
+        """Put what is like it behind the last one that waits; gives what came that is not."""
+        grown, other = self._sock.receive_behind(last, most)
+        self._waiting[-1] = grown
+        self._read_bytes += grown.size - last.size
+        if other is None:
+            return None
+        self._note(other)
+        return self._apart(other, grown.size)
+
+    def _note(self, batch: Batch) -> None:
+        self._read_bytes += batch.size
+        if batch.size > batch.segment:
+            self._joined = True
+
+    def _apart(self, batch: Batch, at: int) -> Batch:
+        """Moves what was received at `at` of another one's buffer to one of its own."""
+        buffer, size = self._empty(), batch.size
+        buffer[:size] = batch.data[at : at + size]
+        return batch._replace(data=buffer)
+
+    def _empty(self) -> memoryview:
+        return self._spare.pop() if self._spare else self._buffers.take()
 
 
 def _is_cut(batch: Batch) -> bool:
@@ -224,10 +256,11 @@ def _is_cut(batch: Batch) -> bool:
     return batch.size == batch.segment * min(MAX_SEGMENTS, MAX_SEND // batch.segment)
 
 
-def _has_room(batch: Batch) -> bool:
-    """Whether another one of its size may be put behind it."""
-    size = batch.size
-    return not size % batch.segment and size + batch.segment <= min(RECEIVE_SIZE, batch.segment * MAX_TRAIN)
+def _most(batch: Batch) -> int:
+    """Bytes that it may have with others of its size behind it; 0 if there is no room for one, or it may overtake."""
+    most = min(RECEIVE_SIZE, batch.segment * MAX_TRAIN)
+    room = not batch.size % batch.segment and batch.size + batch.segment <= most
+    return most if room and batch.data[0] == KIND else 0
 
 
 def _is_rest(batch: Batch, cut: Batch) -> bool:

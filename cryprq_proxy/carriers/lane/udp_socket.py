@@ -369,18 +369,59 @@ class UdpSocket:
                 continue
             if not size:
                 continue
-            segment, local, marked = size, None, False
-            for _, kind, value in control:
-                if kind == UDP_GRO:
-                    segment = int.from_bytes(value, sys.byteorder)
-                elif kind in _MARKS:
-                    marked = value[_LOWEST] & _CE == _CE
-                else:
-                    local = value
-            self.received += -(-size // segment)
-            self.received_bytes += size
-            return Batch(buffer, size, segment, self._peer or self._sender(address, local), marked)
+            batch = self._batch(buffer, size, control, address)
+            self._count(batch)
+            return batch
         return None
+
+    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None]:
+        """Read on behind `batch`, which was received last, until it has `most` bytes, nothing waits, or something comes
+        that the kernel would not have joined to it. Returns the batch with all that is like it, and that other one: in
+        the same buffer, behind it, where RECEIVE_SIZE bytes are left."""
+        buffer, size, segment, peer, marked = batch
+        kind, like = buffer[0], None
+        other: Batch | None = None
+        while size + segment <= most:
+            try:
+                got, control, _, address = self._sock.recvmsg_into((buffer[size:],), _CONTROL_SIZE)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                self.errors += 1
+                break
+            if not got:
+                break
+            # Most come as the one before did, and are not looked at more closely.
+            if (control, address) != like or got != segment or buffer[size] != kind:
+                other = self._batch(buffer, got, control, address)
+                alike = (other.segment, other.peer, other.marked, buffer[size]) == (got, peer, marked, kind)
+                if not alike or got > segment:
+                    self._count(other)
+                    break
+                other, like = None, (control, address)
+            size += got
+            if got < segment:
+                break
+        self.received += -((batch.size - size) // segment)
+        self.received_bytes += size - batch.size
+        return batch._replace(size=size), other
+
+    def _batch(
+        self, buffer: memoryview, size: int, control: list[tuple[int, int, bytes]], address: SocketAddress
+    ) -> Batch:
+        segment, local, marked = size, None, False
+        for _, kind, value in control:
+            if kind == UDP_GRO:
+                segment = int.from_bytes(value, sys.byteorder)
+            elif kind in _MARKS:
+                marked = value[_LOWEST] & _CE == _CE
+            else:
+                local = value
+        return Batch(buffer, size, segment, self._peer or self._sender(address, local), marked)
+
+    def _count(self, batch: Batch) -> None:
+        self.received += -(-batch.size // batch.segment)
+        self.received_bytes += batch.size
 
     def _sender(self, address: SocketAddress, local: bytes | None) -> UdpPeer:
         """The sender of a batch: mostly the same as before."""

@@ -23,6 +23,7 @@ from cryprq_proxy.carriers.lane.inbox import (
     Inbox,
 )
 from cryprq_proxy.lane.layout import EXPRESS_KIND, KIND
+from tests.support.read_behind import read_behind
 
 PEER = UdpPeer(("192.0.2.1", 1))
 
@@ -42,12 +43,13 @@ class Loop:
         self.readers: dict[int, Callable[[], None]] = {}
         self.soon: deque[Callable[[], None]] = deque()
         self.later: list[Timer] = []
+        self.delays: list[float] = []
 
     def time(self) -> float:
         return self.now
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> Timer:
-        assert delay == POLL_SECONDS
+        self.delays.append(delay)
         self.later.append(Timer(callback))
         return self.later[-1]
 
@@ -79,6 +81,9 @@ class Socket:
         assert len(buffer) - at >= RECEIVE_SIZE
         buffer[at], buffer[at + 1] = kind, number
         return Batch(buffer, size, min(self.segment or size, size), self.peer)
+
+    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None]:
+        return read_behind(self.receive, batch, most)
 
 
 class Stage:
@@ -295,6 +300,14 @@ def test_many_that_come_one_by_one_are_read_each_millisecond(stage: Stage) -> No
     assert stage.polling
     assert stage.batches == [(0, 40 * 1437, 1437)], "put behind each other"
     assert stage.turns[-1] is False
+
+
+def test_where_much_comes_the_next_read_is_sooner(stage: Stage) -> None:
+    stage.trickle(FEW + 1)
+    for number in (10, 40, 10):
+        stage.sock.queue.extend((KIND, 1, 1437) for _ in range(number))
+        stage.poll()
+    assert stage.loop.delays == [POLL_SECONDS, POLL_SECONDS, POLL_SECONDS / 2, POLL_SECONDS]
 
 
 @pytest.mark.parametrize(("size", "seconds"), [(100, 0.0001), (1437, 0.0005)])

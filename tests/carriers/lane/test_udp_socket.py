@@ -545,3 +545,67 @@ def test_check_without_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_offload() == UdpOffload(
         False, False, "the check on the loopback device failed (ENETUNREACH)"
     )
+
+
+# --- one behind the other ---------------------------------------------------------------------------------------------
+
+
+def behind(sock: UdpSocket, most: int = RECEIVE_SIZE) -> tuple[bytes, int, bytes | None]:
+    """The next batch with all that is put behind it, the size of its datagrams, and what came that is not like it."""
+    buffer = memoryview(bytearray(2 * RECEIVE_SIZE))
+    first = sock.receive(buffer)
+    assert first is not None
+    batch, other = sock.receive_behind(first, most)
+    assert batch.data is buffer and (other is None or other.data is buffer)
+    rest = None if other is None else bytes(buffer[batch.size : batch.size + other.size])
+    return bytes(buffer[: batch.size]), batch.segment, rest
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    ("sent", "got", "other", "left"),
+    [
+        ([b"1a", b"1b", b"1c"], b"1a1b1c", None, []),
+        ([b"1aa", b"1b", b"1cc"], b"1aa1b", None, [b"1cc"]),  # only the last one may be shorter
+        ([b"1a", b"1bbb", b"1c"], b"1a", b"1bbb", [b"1c"]),
+        ([b"1a", b"2b", b"1c"], b"1a", b"2b", [b"1c"]),  # of another kind
+        ([b"1a", b"1b", b"2c"], b"1a1b", b"2c", []),
+        ([b"1aa", b"2b", b"1cc"], b"1aa", b"2b", [b"1cc"]),
+        ([b"1a", b"1b", b"1c", b"1d"], b"1a1b1c", None, [b"1d"]),  # there is room for three
+    ],
+)
+def test_datagrams_that_are_alike_are_put_behind_each_other(
+    opened: Open, host: str, sent: list[bytes], got: bytes, other: bytes | None, left: list[bytes]
+) -> None:
+    left_sock, right = pair(opened, host, PLAIN)
+    for datagram in sent:
+        assert left_sock.send(memoryview(datagram), len(datagram)) is Sent.OK
+    size = len(sent[0])
+    assert behind(right, 3 * size if len(sent) > 3 else RECEIVE_SIZE) == (got, size, other)
+    for datagram in left:
+        batch = right.receive(ROOM)
+        assert batch is not None and bytes(batch.data[: batch.size]) == datagram
+    assert right.receive(ROOM) is None
+    assert (right.received, right.received_bytes) == (len(sent), sum(map(len, sent)))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_differs_by_its_sender_or_its_mark_is_not_put_behind(opened: Open, host: str) -> None:
+    to, one, two = opened(host, PLAIN), opened(host, PLAIN), opened(host, PLAIN)
+    for sock, data in ((one, b"1a"), (two, b"1b")):
+        assert sock.send(memoryview(data), 2, UdpPeer(to.address)) is Sent.OK
+    assert behind(to) == (b"1a", 2, b"1b")
+    for data, mark in ((b"1a", 0), (b"1b", 3), (b"1c", 3)):
+        one._sock.setsockopt(*MARK_OPTIONS[host], mark)
+        assert one.send(memoryview(data), 2, UdpPeer(to.address)) is Sent.OK
+    assert behind(to) == (b"1a", 2, b"1b")
+    batch = to.receive(ROOM)
+    assert batch is not None and batch.marked
+
+
+def test_what_the_kernel_has_joined_is_not_put_behind(opened: Open) -> None:
+    left, right = pair(opened, "127.0.0.1", BOTH)
+    left.send(memoryview(b"1a"), 2)
+    left.send(memoryview(b"1b1c1d"), 2)
+    assert behind(right) == (b"1a", 2, b"1b1c1d")
+    assert right.received == 4
