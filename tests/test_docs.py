@@ -407,7 +407,7 @@ def test_constants() -> None:
         "lane: full-size probe": [lane_path.IDLE, lane_path.BUSY],
         "lane: a larger size is tried again": int(lane_path.RAISE),
         "lane: down after sending into silence for": int(lane_path.SILENCE),
-        "lane: tried again while down": int(lane_path.RETRY),
+        "lane: tried again while down": [lane_path.RETRY, lane_path.SOON, 1_000 * lane_path.RETRY_SOON],
         "lane: KEEPALIVE after only receiving for": int(lane_path.KEEPALIVE_AFTER),
     }
     shown = {name: value for name, value in both_tables_of_constants() if name in ours}

@@ -7,8 +7,9 @@
 Each side probes its own direction. CONFIRM sends two small probes together, of BASE and of LEAST bytes. SEARCH tries
 the largest size that the interface allows, then halves the distance to the largest size that passed (as RFC 8899
 does). STEADY repeats a probe of the full size. `up` says whether packets may take the lane. It becomes False when
-small probes fail too, or when nothing came back in SILENCE seconds of sending; CONFIRM then repeats its probes slowly
-until one is answered. A side that only receives sends KEEPALIVE, so that silence is a sign of a broken path.
+small probes fail too, or when nothing came back in SILENCE seconds of sending; CONFIRM then repeats its probes, slowly
+after a while, until one is answered. A side that only receives sends KEEPALIVE, so that silence is a sign of a broken
+path.
 
 The client's address may change. A new address must come with the highest counter so far, and then answer a CHALLENGE
 (as in RFC 9000 section 9.3); until then the exit sends everything to the old address.
@@ -42,6 +43,9 @@ HASTE: Final = 0.25
 """Shortest time in seconds between two tries."""
 RETRY: Final = 5.0
 """Seconds between probes while the path is down."""
+RETRY_SOON: Final = 0.3
+"""The same in the first SOON seconds after it went down: streams may wait for the end of a black-out."""
+SOON: Final = 10.0
 IDLE: Final = 10.0
 """Seconds between full-size probes."""
 BUSY: Final = 2.0
@@ -112,6 +116,7 @@ class Path:
         self.round_trip: float | None = None
         """Seconds; smoothed."""
         self._candidate: _Candidate | None = None
+        self._fell_at = -inf
         self._probes: dict[int, tuple[int, float]] = {}
         """Token -> size, when sent."""
         self._phase = _Phase.WAITING
@@ -286,7 +291,7 @@ class Path:
             elif self._tries == TRIES:
                 self.reason = "probes are not answered: UDP is blocked or lost on the path"
         self._tries += 1
-        self._next = now + (self._timeout() if self._tries <= TRIES else RETRY)
+        self._next = now + self._pause(now)
         if self._phase is _Phase.CONFIRM:
             base = min(BASE, self._ceiling)
             self._send_probe(base, now)
@@ -297,6 +302,12 @@ class Path:
             if self._phase is _Phase.STEADY and self._tries > 1 and self._test > LEAST:
                 # Its answer shows that only the size fails, not the path.
                 self._send_probe(LEAST, now)
+
+    def _pause(self, now: float) -> float:
+        """Seconds until the next try."""
+        if not self.up and now - self._fell_at < SOON:
+            return RETRY_SOON
+        return self._timeout() if self._tries <= TRIES else RETRY
 
     def _send_probe(self, size: int, now: float) -> None:
         token = int.from_bytes(self._entropy(8))
@@ -360,13 +371,14 @@ class Path:
     def _fall(self, reason: str, now: float) -> None:
         if self.up:
             self.counters.falls += 1
+            self._fell_at = now
         self.up = False
         self.reason = reason
         self._silent_since = self._owed = inf
         self.size = min(BASE, self._ceiling)
         self._confirm(now)
-        self._tries = TRIES - 1
-        self._next = now + RETRY
+        self._tries = TRIES
+        self._next = now + self._pause(now)
         self._high = self._ceiling + 1
 
     def _emit(self, message: bytes, address: Address | None = None) -> None:

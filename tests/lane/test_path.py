@@ -18,7 +18,9 @@ from cryprq_proxy.lane.path import (
     LEAST,
     RAISE,
     RETRY,
+    RETRY_SOON,
     SILENCE,
+    SOON,
     STEP,
     Path,
 )
@@ -165,6 +167,27 @@ def test_blocked_in_the_middle_and_back(dead: str) -> None:
     assert net.client.up
     assert net.exit.up
     assert net.client.size == 1472
+
+
+def test_after_a_black_out_it_is_up_again_at_once() -> None:
+    net = Net()
+    net.run(5, 1000, 1000)
+    net.passes = lambda size, to_exit: False
+    net.run(SILENCE + 2, 1000, 1000)
+    assert not net.client.up and not net.exit.up
+    net.passes = lambda size, to_exit: True
+    net.run(RETRY_SOON + 0.3, 1000, 1000)
+    assert net.client.up and net.exit.up
+
+
+def test_while_it_stays_down_it_is_tried_less_often() -> None:
+    net = Net()
+    net.run(5, 1000, 1000)
+    net.passes = lambda size, to_exit: False
+    net.run(SILENCE + SOON + 5)
+    probes = net.client.counters.probes
+    net.run(60)
+    assert net.client.counters.probes - probes <= 2 * (60 / RETRY + 1)
 
 
 def test_only_receiving_is_not_silence() -> None:
