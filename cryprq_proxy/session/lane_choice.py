@@ -9,7 +9,8 @@
 
 A rest is followed by another attempt with the lane. Rests double while each attempt ends badly. So neither a network
 that throttles UDP nor one that loses much on every path makes the choice go to and fro: a change whose reason is not
-that the one in use is gone comes HOLD_SECONDS after the one before at the earliest.
+that the one in use is gone comes HOLD_SECONDS after the one before at the earliest. But to TCP, for a round trip that
+has turned out to be short, it comes at once.
 
 Nothing is measured here. A method that learns something returns whether `lane` has changed by it. Rates are in bytes,
 and times in seconds.
@@ -118,9 +119,10 @@ class LaneChoice:
     # --- what is measured -------------------------------------------------------------------------------------------
 
     def measured(self, round_trip: float, now: float) -> bool:
-        """The least round trip of the lane, without queues."""
+        """The least round trip of the lane, without queues. A short one moves all to TCP at once: a busy host measures
+        too long ones first, but never too short ones."""
         self._see_round_trip(round_trip)
-        return self._choose(now)
+        return self._choose(now, at_once=self._short is True)
 
     def tcp_rate(self, rate: float, now: float) -> bool:
         """The record path in use sends so many bytes a second while there is always more to send."""
@@ -194,14 +196,15 @@ class LaneChoice:
 
     # --- the choice -------------------------------------------------------------------------------------------------
 
-    def _choose(self, now: float) -> bool:
+    def _choose(self, now: float, *, at_once: bool = False) -> bool:
         lane, why = self._best(now)
         self._due = self._rests_until if self._up and now < self._rests_until else NEVER
         if lane is self.lane:
             self.why = why
             return False
         usable = self._up if self.lane else self._tcp
-        if usable and self._use is LaneUse.AUTO and now < self._changed_at + HOLD_SECONDS:
+        held = self._use is LaneUse.AUTO and now < self._changed_at + HOLD_SECONDS and not at_once
+        if usable and held:
             self.why = "it was chosen only a moment ago"
             self._due = self._changed_at + HOLD_SECONDS
             return False
