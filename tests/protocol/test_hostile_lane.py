@@ -15,7 +15,7 @@ from cryprq_proxy.recovery.bbr import Bbr
 from tests.support.second_client import Session
 from tests.support.second_frames import UDP, Address, Kind, frame
 from tests.support.second_lane import Message, Weather
-from tests.support.second_stage import Stage
+from tests.support.second_stage import Stage, comes_back
 from tests.support.settings import session_limits
 from tests.support.settle import until
 from tests.support.web_links import place
@@ -89,6 +89,21 @@ async def pour_to_client(session: Session, victim: Victim) -> None:
         await until(lambda: len(stream.datagrams) + victim.count() >= POURED)
     finally:
         transport.close()
+
+
+async def test_acknowledgements_count_in_what_the_first_address_gets(stage: Stage, victim: Victim) -> None:
+    """Small datagrams that ask for long ones."""
+    session, _ = await stage.begun(lane=stage.tcp, weather=Weather(drop=1))
+    lane = session.lane
+    assert lane is not None
+    await session.until(lambda: lane.sends_in == 0)
+    for serial in range(1, 111):
+        lane.counter += 1  # each one begins a range
+        victim.send(lane.seal(bytes([Message.FRAMES_ASK]) + frame(Kind.PREFER, "II", serial, 0)))
+        if serial > 70:
+            assert await comes_back(session, stage.echo)
+    victim.count()
+    assert victim.came <= MOST_FOLD * victim.sent
 
 
 async def test_the_first_address_gets_no_more_than_three_times_what_came_from_it(

@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from cryprq_proxy.carriers.lane.batch import UdpOffload
+from cryprq_proxy.carriers.lane.settings import LaneSettings
+from cryprq_proxy.recovery.bbr import Bbr
+from cryprq_proxy.recovery.cubic import Cubic
 from tests.support.pages import ROOT
 from tests.support.second_client import Session, Stream
 from tests.support.second_flights import AES, CHACHA
@@ -25,7 +28,10 @@ pytestmark = pytest.mark.timeout(60)
 VECTORS = json.loads((ROOT / "tests/vectors/lane.json").read_text())
 
 
-@pytest.fixture(params=[UdpOffload(True, True), UdpOffload(False, False)], ids=["offload", "plain"])
+SETTINGS = [LaneSettings(UdpOffload(True, True), Bbr), LaneSettings(UdpOffload(False, False), Cubic)]
+
+
+@pytest.fixture(params=SETTINGS, ids=["offload", "plain"])
 async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
     async with place(lane=request.param, limits=session_limits()) as exit_place:
         stage = Stage(exit_place)

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from ...base.buffers import SHARED
 from ...base.faults import report_fault
 from ...errors import CarrierError, PeerError
-from ...lane.layout import ACK, FRAMES, FRAMES_ASK, STREAM_OVERHEAD
+from ...lane.layout import ACK, FRAMES, FRAMES_ASK, OVERHEAD, STREAM_OVERHEAD
 from ...lane.path import Path
 from ...lane.sealing import OUT_SIZE, Lane
 from ...lane.slices import Shape
@@ -244,8 +244,11 @@ class LaneDriver:
 
     def _acknowledge(self, now: float) -> None:
         frame = self.received.take(now)
-        if frame is not None and self._carrier.begin():
-            size = self._carrier.lane.seal(_ACK + encode(frame), self._output, 0)
+        if frame is None:
+            return
+        message = _ACK + encode(frame)
+        if self._carrier.path.affords(OVERHEAD + len(message)) and self._carrier.begin():
+            size = self._carrier.lane.seal(message, self._output, 0)
             self._carrier.push(0, size, size, False)
 
     # --- out -------------------------------------------------------------------------------------------------------
