@@ -105,6 +105,10 @@ class Ranges:
             begin = pairs.pop(at)[0]
         pairs.insert(at, (begin, end))
 
+    def has(self, counter: int) -> bool:
+        at = bisect_left(self.pairs, (counter + 1, 0))
+        return bool(at) and self.pairs[at - 1][1] > counter
+
     def message(self, delay: float, marked: int = 0) -> bytes:
         """ACK of the highest of them."""
         told = self.pairs[: -RANGES - 1 : -1]

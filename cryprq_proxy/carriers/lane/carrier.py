@@ -28,7 +28,7 @@ from ...crypto.handshake import EpochSecrets
 from ...crypto.primitives import Cipher, Entropy, system_entropy
 from ...errors import PeerError
 from ...lane.joining import Room
-from ...lane.layout import ACK, DATAGRAM, OVERHEAD
+from ...lane.layout import ACK, DATAGRAM, KEEPALIVE, OVERHEAD, PROBE
 from ...lane.path import Path
 from ...lane.sealing import OUT_SIZE, Lane
 from ...lane.slices import EXPRESS, HEADROOM, SLICE_SIZE, Run, Shape
@@ -309,6 +309,8 @@ class LaneCarrier:
         elif kind == ACK:
             if self.driver is None or not self.driver.acknowledged(body):
                 self._malformed += 1
+        elif not PROBE <= kind <= KEEPALIVE:
+            self._malformed += 1
         elif self._source is not None:
             self.path.message(kind, body, size, self._source, self._now)
 
