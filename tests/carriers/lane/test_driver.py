@@ -308,7 +308,6 @@ def test_packets_wait_for_the_window_while_streams_do_and_no_longer(begin: Begin
     stage = begin()
     driver, lane = stage.drivers[1], stage.aired.exit
     stage.download()
-    stage.halfway()
     assert stage.run(5.0, lambda: driver.full)
     sent = lane.status().sent
     assert packet(lane) and lane.send_datagram(1, TARGET, b"x")
