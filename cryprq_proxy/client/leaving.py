@@ -93,10 +93,11 @@ class LeavingSession:
             )
             with contained("keeps requests of a lost session from the next one"):
                 self._lost(list(session.streams.values()))
-        with contained("leaves a datagram lane behind"):
-            self._packet_link.close()
         with contained("leaves the streams of a session that has ended"):
             session.close(CloseReason.NORMAL)
+        # Behind the session, which says its end by it.
+        with contained("leaves a datagram lane behind"):
+            self._packet_link.close()
         self._ended(self)
 
 

@@ -76,6 +76,25 @@ async def test_streams_go_on_to_their_end_and_then_the_session_is_closed(
     assert (status.bytes.sent, status.bytes.received) == (10, 10), "nothing is lost from the totals"
 
 
+async def test_the_lane_of_a_session_that_ends_says_so(here: Place) -> None:
+    """A session may have nothing else left by which the exit would hear of it."""
+    client = await up(here)
+    old = await opened(client, here.echo)
+    link = client._kept.packet_link
+    assert link is not None
+    session, close = await left(here, client), link.close
+    seen: list[CloseReason | None] = []
+
+    def note() -> None:
+        seen.append(session.closed)
+        close()
+
+    link.close = note  # type: ignore[method-assign]
+    old.say(b"", finish=True)
+    await until(lambda: bool(seen))
+    assert seen == [CloseReason.NORMAL]
+
+
 async def test_a_session_without_streams_is_closed_at_once(here: Place) -> None:
     client = await up(here)
     session = await left(here, client)
