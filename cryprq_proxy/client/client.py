@@ -115,10 +115,10 @@ class Client:
     def start(self, request: StreamRequest) -> None:
         """Ask for the stream that `request` describes, now or when the link is up; `request` becomes its label. If the
         link does not come up in time, only `handler.refused(LINK_DOWN)` is called."""
-        if self.up:
+        if self._link.up:
             request.wait_until = None
             self._start(request)
-        elif self._link.opens:
+        elif self._link.opens or self.up:
             self._start_early(request)
         elif self._link.stopping:
             self._refuse(request)
@@ -192,7 +192,7 @@ class Client:
     @property
     def up(self) -> bool:
         """Whether there is a link, or the lane without one, to an exit that takes new streams."""
-        return self._link.up or self._kept.lane_carries
+        return self._link.up or self._kept.lane_proven
 
     @property
     def opens(self) -> bool:
@@ -297,9 +297,20 @@ class Client:
             if isinstance(stream.label, StreamRequest):
                 stream.label.wait_until = None
         self._network.link_changed(True)
+        self._serve()
+
+    def _serve(self) -> None:
         self.observer.changed()
         for request in self._waiting.take():
             self.start(request)
+
+    def lane_proven(self) -> None:
+        """There is no link, and the lane goes on without it. Called in the middle of the session's work."""
+        asyncio.get_running_loop().call_soon(self._go_on_by_lane)
+
+    def _go_on_by_lane(self) -> None:
+        if self.up:
+            self._serve()
 
     def link_down(self) -> None:
         self._refuse_unanswered()
@@ -311,9 +322,13 @@ class Client:
     def _refuse_unanswered(self) -> None:
         """While the link is down, refuse requests that the exit has not answered in the time that others wait for the
         link: they were made when it was not known yet to be dead."""
-        if self.up:
+        if self._link.up:
             return
         loop = asyncio.get_running_loop()
+        if self.up:
+            # By the lane, which may fall before there is a link again.
+            self._sweep_at(loop.time() + SWEEP_SECONDS, loop)
+            return
         now, next_due = loop.time(), None
         for stream in list(self._kept.streams.values()):
             request = stream.label

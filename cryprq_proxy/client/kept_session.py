@@ -65,6 +65,7 @@ class KeptSession:
         opened: Callable[[Stream], None],
         stream_refused: Refused,
         goaway: Callable[[], None],
+        proven: Callable[[], None],
         lost: Callable[[list[Stream]], None],
     ) -> None:
         self._settings = settings
@@ -76,6 +77,7 @@ class KeptSession:
         self._opened = opened
         self._stream_refused = stream_refused
         self._goaway = goaway
+        self._proven = proven
         self._lost = lost
         self._budget = MemoryBudget(settings.limits.retained)
         self._window_budget = WindowBudget(settings.limits.window_pool)
@@ -89,6 +91,8 @@ class KeptSession:
         self.advertised: Endpoint | None = None
         """Where the exit says that it has the session; a resume is dialled there first."""
         self._expiry: asyncio.TimerHandle | None = None
+        self.takes_streams = True
+        """Whether new streams may be opened in the session while it has no path: its exit may be about to stop."""
         self.session: Session | None = None
         self.packet_link: PacketLink | None = None
         self.totals = Totals()
@@ -151,6 +155,7 @@ class KeptSession:
             self.drop()
             raise
         self._paths = admission.number
+        self.takes_streams = True
         self._stop_expiry()
         if self.packet_link is not None and admission.begins is None:
             # A new path may mean another network.
@@ -188,6 +193,7 @@ class KeptSession:
         events.opened = self._opened
         events.refused = self._stream_refused
         events.goaway = self._goaway
+        events.proven = self._proven
         events.advertised = self._exit_advertised
         network, lane = self._network, self._settings.lane
         link = (
@@ -257,10 +263,10 @@ class KeptSession:
             self.drop()
 
     @property
-    def lane_carries(self) -> bool:
-        """Whether streams may be opened although there may be no path."""
+    def lane_proven(self) -> bool:
+        """Whether streams may be opened although there may be no path: see LanePath.proven."""
         lane = None if self.session is None else self.session.lane
-        return lane is not None and lane.carries
+        return self.takes_streams and lane is not None and lane.proven
 
     def leave(self) -> tuple[Session, PacketLink] | None:
         """Give the session away, if there is one: the next carrier begins another one."""

@@ -52,7 +52,7 @@ class LeavingSession:
         self._loop = asyncio.get_running_loop()
         self._expiry = self._loop.call_later(LEAVING_SECONDS, self.end)
         session.events.refused = refused
-        session.events.goaway = _known
+        session.events.goaway = session.events.proven = _known
         session.events.idle = self._look_soon
         packet_link.retire()
         for carrier in carriers:

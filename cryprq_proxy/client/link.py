@@ -106,6 +106,7 @@ class ClientLink:
             user.stream_opened,
             self._refused,
             self.leave,
+            user.lane_proven,
             user.streams_lost,
         )
         self.left = LeavingSessions(self.kept.totals, user.stream_refused, user.streams_lost)
@@ -326,6 +327,7 @@ class ClientLink:
         """The exit takes no new streams: let the session run out on its paths, and dial anew at once."""
         carriers = [path.carrier for path in self.paths.values()]
         if not carriers:
+            self.kept.takes_streams = False
             return
         self.paths.clear()
         held = self.kept.leave()

@@ -32,6 +32,7 @@ from .liveness import UNKNOWN_ROUND_TRIP
 from .path import SessionPath
 from .retention import PathLog, Unit
 from .rotation import NEVER
+from .session_events import SessionEvents
 from .suspicion import LEAST_LATE
 from .turns import FILL_WORK
 from .wire import LaneUse
@@ -50,6 +51,8 @@ class LaneSession(LaneSender, InboxSession, Protocol):
 
     @property
     def carrying(self) -> SessionPath | LanePath | None: ...
+    @property
+    def events(self) -> SessionEvents: ...
     def act(self, path: LanePath, kind: int, id: int, value: Any, /) -> None: ...
     def choose(self) -> None: ...
     def overtake(self, path: LanePath, asked: float, /) -> None: ...
@@ -82,6 +85,8 @@ class LanePath:
         self.inbox = LaneInbox(session, lambda *frame: session.act(self, *frame), self.wake)
         self.heard_at = 0.0
         """When the peer last acknowledged something, or sent something."""
+        self._unproven = False
+        """Whether it has not, since the last path was lost: perhaps the peer itself is gone."""
         self.silent_since = NEVER
         """When the first probe time-out came of the present silence."""
         self._timeouts = 0
@@ -104,6 +109,12 @@ class LanePath:
         """Whether new data and frames of the session leave by the lane."""
         return self.session.carrying is self
 
+    @property
+    def proven(self) -> bool:
+        """Whether it carries the session, and the peer is known to be there: the loss of the last path, if there is
+        none, was not the peer's end."""
+        return self.carries and not self._unproven
+
     # --- up and down, choice ----------------------------------------------------------------------------------------
 
     def set_up(self, up: bool, round_trip: float, why: str, now: float) -> None:
@@ -123,7 +134,25 @@ class LanePath:
             self.choice.down(why, now)
             self.outbox.give_up()
         session.choose()
+        if up:
+            self._prove()
         self.wake()
+
+    def alone(self) -> None:
+        """The last path was lost."""
+        self._unproven = True
+
+    def _prove(self) -> None:
+        """The peer is there."""
+        self._unproven = False
+        if self.carries and not self.session.paths:
+            self.session.events.proven()
+
+    def _hear(self, now: float) -> None:
+        """The peer has sent something."""
+        self.heard_at = now
+        if self._unproven:
+            self._prove()
 
     def paced(self, rate: float, round_trip: float) -> None:
         """The carrier sends `rate` bytes a second, with a least round trip of so many seconds."""
@@ -289,7 +318,7 @@ class LanePath:
     def _heard(self, sent_at: float, now: float) -> None:
         """The peer has acknowledged something that was sent at that time, at the latest."""
         session, doubted = self.session, self.in_doubt
-        self.heard_at = now
+        self._hear(now)
         if self.silent_since != NEVER:
             self._trust()
         if doubted:
@@ -341,13 +370,15 @@ class LanePath:
     def stream_data(self, stream: int, offset: int, data: memoryview, now: float) -> bool:
         """Bytes of a stream came, in any order. False if there is no room for them: then they must not be
         acknowledged. Raises PeerError."""
-        self.session.now = self.heard_at = now
+        self.session.now = now
+        self._hear(now)
         self.bytes_received += len(data)
         return self.session.closed is not None or self.inbox.take_data(stream, offset, data)
 
     def frames(self, data: memoryview, now: float) -> bool:
         """Frames came. As `stream_data`."""
-        self.session.now = self.heard_at = now
+        self.session.now = now
+        self._hear(now)
         self.bytes_received += len(data)
         return self.session.closed is not None or self.inbox.take_frames(bytes(data))
 

@@ -226,6 +226,8 @@ class Session:
         if not self.paths:
             self.datagrams.clear()
             self.packets.clear()
+            if self.lane is not None:
+                self.lane.alone()
         self.choose()
 
     def prefer(self, number: int) -> None:

@@ -16,7 +16,7 @@ True, the stream's handler is not called."""
 class SessionEvents:
     """Each is replaced by its listener."""
 
-    __slots__ = ("advertised", "goaway", "idle", "opened", "refused", "renewed")
+    __slots__ = ("advertised", "goaway", "idle", "opened", "proven", "refused", "renewed")
 
     def __init__(self) -> None:
         self.opened: Callable[[Stream], None] = _ignore_stream
@@ -26,6 +26,8 @@ class SessionEvents:
         """At the dialler: the exit takes no new streams of this session."""
         self.advertised: Callable[[Destination], None] = ignore_address
         """At the dialler: the exit says where it is reached itself."""
+        self.proven: Callable[[], None] = nothing
+        """The lane carries the session, and the peer has answered there since the last path was lost."""
         self.idle: Callable[[], None] = nothing
         """The session may have become idle; called in the middle of its work."""
         self.renewed: Callable[[], None] = nothing

@@ -353,7 +353,13 @@ async def test_a_session_without_a_carrier_lives_while_its_lane_works(
     await until(lambda: kept._expiry is not None)
     first = kept._expiry
     await until(lambda: kept._expiry is not first)
-    assert kept.session is session and good.up and lane.carries
+    assert kept.session is session and lane.carries
+    assert not good.up, "the end of the connection may be the end of the exit"
+    waiting = ask(good, target=here.echo)
+    assert waiting.stream is None
+    lane.alive(clock())
+    assert good.up
+    await until(lambda: waiting.stream is not None)
     app = ask(good, target=here.echo)
     assert app.stream is not None, "it is opened at once"
     lane.set_up(False, 0.0, "a test says so", clock())
