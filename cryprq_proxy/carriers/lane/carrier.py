@@ -375,7 +375,7 @@ class LaneCarrier:
         # A steady path's timer comes before anything that input can bring forward.
         if self._timer is None or not self.path.steady:
             self._arm(now)
-        elif self.driver is not None:
+        elif self.driver is not None and self.driver.stirred:
             self._arm_for(self.driver.deadline(now), now)
 
     def _deadline(self) -> float:

@@ -100,6 +100,9 @@ class LaneDriver:
         self.full = False
         """Whether something waits for room in the window."""
         self.held = HeldPackets()
+        self.stirred = True
+        """Whether something has happened since `deadline` was read that can bring it nearer. Packets beside the streams
+        cannot, and are not to pay for it."""
         self._probe = False
         """Whether something that elicits an acknowledgement must leave."""
         self._soon = self._inside = False
@@ -136,6 +139,7 @@ class LaneDriver:
     ) -> None:
         """Called by the lane, as are `frames` and `opened`."""
         now = self._now
+        self.stirred = True
         self.received_bytes += end - start
         try:
             if not self.streams.stream_data(stream, offset, buffer[start:end], now):
@@ -148,6 +152,7 @@ class LaneDriver:
 
     def frames(self, body: memoryview, counter: int, ask: bool) -> None:
         now = self._now
+        self.stirred = True
         self.received_bytes += len(body)
         try:
             # A probe carries nothing.
@@ -169,6 +174,7 @@ class LaneDriver:
             return False
         if not self.up:
             return True
+        self.stirred = True
         now, recovery, streams = self._now, self.recovery, self.streams
         delivered = recovery.delivered
         try:
@@ -234,6 +240,7 @@ class LaneDriver:
 
     def moved(self, now: float) -> None:
         """The path leads through another network."""
+        self.stirred = True
         self.recovery.reset(now)
         self._ect = True
         self.streams.moved(now)
@@ -274,7 +281,7 @@ class LaneDriver:
 
     def _pump(self, now: float) -> None:
         """Send as much as may leave in this turn."""
-        self._wants = False
+        self._wants, self.stirred = False, True
         left = TURN_BYTES
         streams, path, recovery = self.streams, self._carrier.path, self.recovery
         try:
@@ -392,6 +399,7 @@ class LaneDriver:
 
     def deadline(self, now: float) -> float:
         """When `tick` has something to do; infinite while nothing is to be done."""
+        self.stirred = False
         due = self.received.due
         if self.up:
             recovery = self.recovery

@@ -18,6 +18,8 @@ from cryprq_proxy.errors import CloseReason
 from cryprq_proxy.lane.layout import ACK
 from cryprq_proxy.lane.slices import HEADROOM, Shape
 from cryprq_proxy.recovery.received import AckFrame, encode
+from cryprq_proxy.recovery.round_trip import ACK_DELAY
+from cryprq_proxy.session.wire import encode_window
 from tests.support.aired import BOTH, EXIT, PLAIN, AiredLane
 from tests.support.links import TARGET
 from tests.support.settings import rotation_limits
@@ -319,6 +321,40 @@ def test_packets_wait_for_the_window_while_streams_do_and_no_longer(begin: Begin
     for _ in range(1_000):
         assert packet(lane), "nobody waits"
     assert lane.status().sent == sent + 1_000
+
+
+def test_packets_beside_the_streams_do_not_ask_when_the_driver_is_due(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = begin()
+    stage.run(30.0)
+    asked: list[float] = []
+    deadline = LaneDriver.deadline
+
+    def counted(driver: LaneDriver, now: float) -> float:
+        asked.append(now)
+        return deadline(driver, now)
+
+    monkeypatch.setattr(LaneDriver, "deadline", counted)
+    for _ in range(100):
+        assert packet(stage.aired.exit)
+    stage.run(0.4)
+    assert len(asked) <= 4, "both sides' own timers"
+    stage.download(2)
+    stage.until_over()
+    assert len(asked) > 4
+
+
+def test_what_asks_for_nothing_is_acknowledged_in_time_on_a_quiet_lane(begin: Begin) -> None:
+    """Before the sender's probe time-out, which would ask."""
+    stage = begin()
+    stage.run(30.4)  # between two looks of the lane's own timer
+    exit = stage.network.sessions[1]
+    exit.send_control(encode_window(0, 1))
+    assert exit.retention.kept
+    timeout = stage.drivers[1].recovery.round_trip.timeout()
+    assert 2 * stage.air.delay + ACK_DELAY < 0.9 * timeout
+    assert stage.run(0.9 * timeout, lambda: not exit.retention.kept)
 
 
 # --- idle, and the end ------------------------------------------------------------------------------------------------
