@@ -364,7 +364,7 @@ class Bbr:
             floor = LEAST_FLOOR * datagram / trip
         else:
             floor = FLOOR * datagram / trip * (self._gain if self.phase is Phase.STARTUP else 1.0)
-        rate = 1.0 * best if self._restart and self.filled else self._gain * best
+        rate = best if self._restart and self.filled else self._gain * best
         self.rate = max(min(rate, self.ceiling.rate), floor)
         if self.phase is Phase.PROBE_RTT:
             self.window = int(self._half())

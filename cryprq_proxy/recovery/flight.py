@@ -312,10 +312,6 @@ class Flight[Cargo]:
             datagrams -= end - begin
         return parts
 
-    def abandon(self) -> None:
-        """Forget all cargo; the trains stay in flight."""
-        self._cargos[:] = [None] * len(self._cargos)
-
     def not_after(self, now: float) -> None:
         """The clock was put back: nothing has happened after `now`."""
         self._delivered_at, self._first_sent_at = min(self._delivered_at, now), min(self._first_sent_at, now)

@@ -323,11 +323,7 @@ class Recovery[Cargo]:
         doubled = timeout * (1 << min(self.timeouts, _MOST_DOUBLED))
         return self._last_timeout + max(timeout, min(doubled, most))
 
-    # --- the end, and a new begin ----------------------------------------------------------------------------------
-
-    def abandon(self) -> None:
-        """The owner wants no cargo back: it goes elsewhere. What is in flight still counts until it is settled."""
-        self._flight.abandon()
+    # --- a new begin -----------------------------------------------------------------------------------------------
 
     def reset(self, now: float) -> None:
         """The path is another one (roaming): round trip and rate begin anew; what is in flight stays in flight."""

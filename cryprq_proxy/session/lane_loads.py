@@ -10,7 +10,7 @@ it is, and none is counted twice.
 
 from __future__ import annotations
 
-from .retention import SLOT_HEADROOM, Unit
+from .retention import Unit
 from .wire import BOUND_LAYOUT, DATA_HEADER
 
 
@@ -38,9 +38,8 @@ class LaneLog:
 
 
 class StreamLoad:
-    """Bytes of `stream` from `offset` on: buffer[start:end], behind SLOT_HEADROOM bytes or more that may be overwritten
-    while they are sealed, which is before anything else is asked of the session. They are bytes `begin` to `finish` of
-    the data of `unit`."""
+    """Bytes of `stream` from `offset` on: buffer[start:end], to be sealed before anything else is asked of the session.
+    They are bytes `begin` to `finish` of the data of `unit`."""
 
     __slots__ = (
         "begin",
@@ -66,16 +65,8 @@ class StreamLoad:
         self.sent_at = sent_at
         _, self.stream, offset = BOUND_LAYOUT.unpack_from(unit.frame)
         self.offset = offset + begin
-        if unit.slot is not None:
-            self.buffer = unit.slot
-            self.start = SLOT_HEADROOM + begin
-        else:
-            # A small one, whose bytes may not be written to.
-            copy = bytearray(SLOT_HEADROOM)
-            copy += unit.frame[DATA_HEADER + begin : DATA_HEADER + finish]
-            self.buffer = memoryview(copy)
-            self.start = SLOT_HEADROOM
-        self.end = self.start + finish - begin
+        self.buffer = memoryview(unit.frame)
+        self.start, self.end = DATA_HEADER + begin, DATA_HEADER + finish
 
     @property
     def size(self) -> int:

@@ -328,15 +328,6 @@ def test_only_what_is_in_flight_of_it_comes_back() -> None:
     assert written(trace.flight.take_cargo(1)) == "b0-1"
 
 
-def test_abandoned_cargo_never_comes_back() -> None:
-    trace = Trace("abc")
-    trace.flight.abandon()
-    assert trace.acked(5, 12) == ""
-    assert trace.lost(10.0) == ""
-    assert trace.flight.take_cargo(2) == []
-    assert trace.flight.size == 1_800
-
-
 def test_the_oldest_that_elicits() -> None:
     trace = Trace("Abc")
     flight = trace.flight

@@ -537,16 +537,7 @@ def test_a_clock_put_back_stops_nothing() -> None:
     assert sender.recovery.rounds.count == 1
 
 
-# --- the end, and a new begin --------------------------------------------------------------------------------------
-
-
-def test_abandoned_cargo_goes_elsewhere() -> None:
-    sender = Sender()
-    sender.send("ab")
-    sender.recovery.abandon()
-    assert sender.tick(TIMEOUT) == "probe"
-    assert sender.acked(0, 20, now=1.0) == ""
-    assert sender.recovery.in_flight == 0
+# --- a new begin ---------------------------------------------------------------------------------------------------
 
 
 def test_another_path_begins_anew() -> None:

@@ -13,7 +13,6 @@ from cryprq_proxy.session.lane_choice import HOLD_SECONDS, LONG_ROUND_TRIP, SHOR
 from cryprq_proxy.session.lane_loads import FramesLoad, StreamLoad
 from cryprq_proxy.session.path import ACK_DELAY
 from cryprq_proxy.session.reassembly import MAX_PIECES
-from cryprq_proxy.session.retention import SLOT_HEADROOM
 from cryprq_proxy.session.scheduler import MAX_SLICES
 from cryprq_proxy.session.stream_table import SPARE_PIECES
 from cryprq_proxy.session.suspicion import LEAST_LATE
@@ -52,7 +51,7 @@ def test_a_large_unit_leaves_in_trains_and_its_bytes_stay_as_they_were() -> None
     loads = on.take(on.client)
     assert [load.finish - load.begin for load in stream_loads(loads)] == [TRAIN, 16_000]
     for load in loads:
-        assert isinstance(load, StreamLoad) and load.start >= SLOT_HEADROOM and load.stream == 1
+        assert isinstance(load, StreamLoad) and load.stream == 1
         assert (
             bytes(load.buffer[load.start : load.end])
             == TEXT[load.offset : load.offset + load.end - load.start]
@@ -65,12 +64,11 @@ def test_a_large_unit_leaves_in_trains_and_its_bytes_stay_as_they_were() -> None
     assert on.client.retention.kept == 0 and not on.lane(on.client).log.units
 
 
-def test_small_bytes_may_be_overwritten_in_front_while_they_are_sealed() -> None:
+def test_small_bytes_that_do_not_fit_into_one_datagram_leave_as_a_load() -> None:
     on = LanePair()
     app, _ = on.pair()
     app.say(TEXT[: 3 * PAYLOAD])
     (load,) = stream_loads(on.take(on.client))
-    load.buffer[load.start - 14 : load.start] = bytes(14)
     assert bytes(load.buffer[load.start : load.end]) == TEXT[: 3 * PAYLOAD]
 
 

@@ -109,12 +109,9 @@ class LaneEnd:
             if load.end - load.start > 44 * self.payload or load.payload != self.payload:
                 raise Broken("a load is larger than a train")
             # As sealing does: what stands before is overwritten meanwhile.
-            before = bytes(load.buffer[load.start - 14 : load.start])
-            load.buffer[load.start - 14 : load.start] = bytes(14)
             for at in range(load.start, load.end, self.payload):
                 data = bytes(load.buffer[at : min(at + self.payload, load.end)])
                 pieces.append((load.stream, load.offset + at - load.start, data))
-            load.buffer[load.start - 14 : load.start] = before
         else:
             if len(load.data) > self.payload or not load.data:
                 raise Broken("frames do not fit into a datagram")
