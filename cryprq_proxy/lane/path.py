@@ -115,6 +115,8 @@ class Path:
         self._came = self._gone = 0
         self.round_trip: float | None = None
         """Seconds; smoothed."""
+        self.least_round_trip = inf
+        """The shortest one: without queues, and without what a busy host takes."""
         self._candidate: _Candidate | None = None
         self._fell_at = -inf
         self._probes: dict[int, tuple[int, float]] = {}
@@ -136,6 +138,7 @@ class Path:
         self.size = min(BASE, self._ceiling)
         """The largest UDP payload that may be sent now."""
         self.round_trip = None
+        self.least_round_trip = inf
         self._probes.clear()
         # The smallest size that is believed not to pass, and the size that is probed now.
         self._high = self._ceiling + 1
@@ -352,6 +355,7 @@ class Path:
         self._answered_at = now
         sample = max(now - probe[1], 0.0)
         self.round_trip = sample if self.round_trip is None else 0.75 * self.round_trip + 0.25 * sample
+        self.least_round_trip = min(self.least_round_trip, sample)
         if size >= self._high:
             # This size passes after all.
             self._high = self._ceiling + 1

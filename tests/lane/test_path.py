@@ -105,6 +105,18 @@ def test_a_clear_path() -> None:
     assert net.client.counters.falls == net.exit.counters.falls == 0
 
 
+def test_the_least_round_trip_is_that_without_queues() -> None:
+    net = Net()
+    net.run(1)
+    net.delay = 0.1
+    net.run(200)
+    for path in (net.client, net.exit):
+        assert path.round_trip == pytest.approx(0.2, rel=0.2)
+        assert path.least_round_trip == pytest.approx(0.02)
+    net.client.restart(1472, net.now)
+    assert net.client.least_round_trip == inf, "another network"
+
+
 @pytest.mark.parametrize("limit", [1471, 1400, 1252, 1200, 1199, 1124, 616, 600])
 def test_the_largest_size_is_found(limit: int) -> None:
     net = Net()

@@ -223,18 +223,18 @@ class LaneDriver:
     def _look(self, works: bool, now: float) -> None:
         """The lane has begun to work, or ended. At the exit the first address counts when it has answered a probe:
         until then it gets no more than what came from it (RFC 9000 section 8.1)."""
-        trip = self._carrier.path.round_trip
-        up = works and not self._worn and trip is not None
+        trip = self._carrier.path.least_round_trip
+        up = works and not self._worn and trip < inf
         if up is self.up:
             return
         self.up, self.full, self._wants, self._probe = up, False, up, False
         if not up:
             self.held.clear()
         if up:
-            self.recovery = self._recover(trip or 0.0, now)
+            self.recovery = self._recover(trip, now)
             self._rounds, self._ect = 0, True
         try:
-            self.streams.set_up(up, trip or 0.0, self._worn or self._carrier.why, now)
+            self.streams.set_up(up, trip, self._worn or self._carrier.why, now)
         except PeerError as error:
             self._end(error)
 

@@ -447,6 +447,23 @@ def test_a_peer_that_acknowledges_nothing_is_bounded(begin: Begin) -> None:
     assert stage.drivers[0].received_bytes - before < DOWNLOAD.size // 2
 
 
+def test_a_lane_that_works_again_behind_a_queue_is_judged_by_its_least_round_trip(begin: Begin) -> None:
+    """And not by what its last probes waited."""
+    stage = begin()
+    exit = stage.drivers[1]
+    least = exit.streams.least_round_trip
+    stage.air.delay *= 40
+    stage.run(200.0)
+    path = stage.aired.exit.path
+    assert path.round_trip is not None and path.round_trip > 20 * least
+    exit._worn = "its keys are too old"
+    assert stage.run(20.0, lambda: not exit.up)
+    exit.renew()
+    assert stage.run(20.0, lambda: exit.up)
+    assert exit.streams.least_round_trip == least
+    assert exit.recovery.round_trip.least == least
+
+
 def test_an_address_that_has_proved_nothing_gets_three_times_what_came_from_it(begin: Begin) -> None:
     """Somebody on the path holds a datagram of the client back and sends it from elsewhere, while much flows."""
     stage = begin()
@@ -470,7 +487,7 @@ def test_an_address_that_has_proved_nothing_gets_three_times_what_came_from_it(b
 
 def test_the_first_address_gets_no_streams_before_it_has_answered(begin: Begin) -> None:
     stage = begin()
-    stage.aired.exit.path.round_trip = None
+    stage.aired.exit.path.least_round_trip = inf
     stage.drivers[1].up = False
     before = stage.drivers[1].sent_bytes
     stage.air.blocked = lambda source, target: target == EXIT
