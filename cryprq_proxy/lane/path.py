@@ -96,7 +96,8 @@ class Path:
 
     The owner calls `tick` at `deadline`. After every call but `sent` it sends what is in `outgoing`: (message,
     address); None stands for the current address (`address`; at the client, the exit's), if it `affords` that. While
-    the path is `steady` the owner needs to read `deadline` after each `tick` and `too_big` only.
+    the path is `steady` the owner needs to read `deadline` after each `tick` and `too_big` only; while it `dozes` too,
+    or does so no longer, after each call.
     """
 
     def __init__(self, dialler: bool, ceiling: int, entropy: Entropy, now: float) -> None:
@@ -157,6 +158,9 @@ class Path:
         self._probed_by = 0
         self._probed = -inf
         self._ticked = now
+        self.dozes = False
+        """Whether only probes are due: no side waits for the other. A steady path that does not doze looks for silence
+        each second, so that nobody needs to read `deadline` for each datagram."""
 
     @property
     def steady(self) -> bool:
@@ -170,12 +174,16 @@ class Path:
 
     # --- what the owner reports ------------------------------------------------------------------------------------
 
-    def sent(self, now: float) -> None:
-        """Packets or datagrams were sent to the peer. Called for every send."""
+    def sent(self, now: float) -> bool:
+        """Packets or datagrams were sent to the peer. Called for every send. Returns whether it has dozed so far."""
         self._owed = inf
+        self._sent_at = now
         if self._silent_since == inf:
             self._silent_since = now
-        self._sent_at = now
+            if self.dozes:
+                self._rouse(now)
+                return True
+        return False
 
     def too_big(self, size: int, now: float) -> None:
         """The kernel refused a datagram of `size` bytes (EMSGSIZE)."""
@@ -199,6 +207,8 @@ class Path:
         self._silent_since = inf
         if size - self._probed_by > _CONTROL and self._owed == inf:
             self._owed = now
+            if self.dozes:
+                self._rouse(now)
         self._probed_by = 0
         if not self._dialler:
             if self.address is None:
@@ -242,11 +252,11 @@ class Path:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float:
-        """When `tick` has something to do. `sent` never makes it earlier."""
+        """When `tick` has something to do."""
         if self._phase is _Phase.WAITING:
             return inf
         due = min(self._due(), self._owed + KEEPALIVE_AFTER)
-        return min(due, self._ticked + 1.0) if self.up else due
+        return min(due, self._ticked + 1.0) if self.up and not self.dozes else due
 
     def tick(self, now: float) -> None:
         """Send a due probe or KEEPALIVE; notice silence."""
@@ -259,6 +269,11 @@ class Path:
             self._probe(now)
         if now - self._owed >= KEEPALIVE_AFTER:
             self._emit(bytes((KEEPALIVE,)))
+        self.dozes = self.steady and self._silent_since == inf == self._owed
+
+    def _rouse(self, now: float) -> None:
+        self.dozes = False
+        self._ticked = now
 
     def _due(self) -> float:
         if self._phase is not _Phase.STEADY or self._tries:

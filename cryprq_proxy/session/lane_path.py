@@ -98,6 +98,8 @@ class LanePath:
         self._farewell: bytes | None = None
         self._woken = False
         self._turn_due = False
+        self._due = NEVER
+        """The last answer of `deadline`."""
 
     @property
     def log(self) -> LaneLog:
@@ -175,6 +177,7 @@ class LanePath:
         """What streams may use, as the client is set."""
         if self.choice.set_use(use, self.session.now):
             self.session.choose()
+        self._see_deadline()
 
     def moved(self, now: float) -> None:
         """It goes through another network."""
@@ -186,6 +189,7 @@ class LanePath:
         """The record path that carries sends so many bytes a second, and there is more to send."""
         if self.choice.tcp_rate(rate, self.session.now):
             self.session.choose()
+        self._see_deadline()
 
     def begin_carrying(self) -> None:
         """It is what carries: let units be what its trains can carry, and what waits follow its rate."""
@@ -201,6 +205,7 @@ class LanePath:
             self._trust()
             self.choice.up(self.least_round_trip, now)
         self.choice.tcp(there, now)
+        self._see_deadline()
         if not self.up or self.session.lane_use is LaneUse.TCP:
             return False
         return self.choice.lane or (current is not None and current.in_doubt and not self.in_doubt)
@@ -340,7 +345,14 @@ class LanePath:
         if not self.up or self.session.closed is not None:
             return NEVER
         rotation = self.session.rotation.deadline(self._keys)
-        return min(rotation, self._overtakes_at, self.choice.deadline())
+        self._due = min(rotation, self._overtakes_at, self.choice.deadline())
+        return self._due
+
+    def _see_deadline(self) -> None:
+        """A record path has taught the choice something: the carrier, which may sleep, is to ask for `deadline` again
+        if that has come nearer."""
+        if self.choice.deadline() < self._due:
+            self.wake()
 
     def tick(self, now: float) -> None:
         """Time has passed. Raises CarrierError if the keys are too old: the lane is to be taken down."""

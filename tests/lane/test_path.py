@@ -47,6 +47,7 @@ class Net:
         self.passes: Callable[[int, bool], bool] = lambda size, to_exit: True
         self.flying: list[tuple[float, bool, bytes, tuple[object, ...]]] = []
         self.sent: list[tuple[bool, int, int]] = []
+        self.ticks = 0
 
     def run(self, seconds: float, client_sends: int = 0, exit_sends: int = 0) -> None:
         """Let time pass; with sizes, each side sends a datagram every 100 ms."""
@@ -80,6 +81,7 @@ class Net:
                 receiver.received_from(source, size, True, self.now)
             for path in (self.client, self.exit):
                 if path.deadline() <= self.now:
+                    self.ticks += 1
                     path.tick(self.now)
 
     def put(self, to_exit: bool, message: bytes, address: object) -> None:
@@ -221,6 +223,38 @@ def test_two_idle_sides_exchange_only_probes() -> None:
     net.run(100)
     assert {kind for _, kind, _ in net.sent} == {PROBE, PROBE_ACK}
     assert len(net.sent) <= 4 * 11
+
+
+def test_an_idle_side_is_called_for_its_probes_only() -> None:
+    net = Net()
+    net.run(5)
+    net.sent.clear()
+    net.ticks = 0
+    net.run(100)
+    assert net.ticks == sum(kind == PROBE for _, kind, _ in net.sent)
+    assert net.client.dozes and net.exit.dozes
+
+
+def test_a_side_that_dozed_notices_silence_as_soon_as_another() -> None:
+    net = Net()
+    net.run(25)
+    assert net.client.dozes
+    net.passes = lambda size, to_exit: to_exit
+    net.run(0.1, client_sends=500)
+    assert not net.client.dozes
+    net.run(SILENCE + 1.0, client_sends=500)
+    assert not net.client.up
+
+
+def test_a_side_that_dozed_answers_what_comes_with_a_keepalive() -> None:
+    net = Net()
+    net.run(25)
+    net.sent.clear()
+    net.run(1.0, exit_sends=500)
+    assert not net.client.dozes
+    net.run(2.5)
+    assert (True, KEEPALIVE) in [(to_exit, kind) for to_exit, kind, _ in net.sent]
+    assert net.client.dozes and net.exit.dozes
 
 
 def test_the_path_shrinks_under_load() -> None:

@@ -109,6 +109,21 @@ def test_the_carrier_is_woken_once_until_it_asks() -> None:
     assert on.woken[on.client] == before + 2
 
 
+def test_the_carrier_is_woken_for_a_choice_that_comes_due_earlier_than_it_knows() -> None:
+    on = LanePair()
+    lane = on.lane(on.client)
+    on.link.carrier.now += HOLD_SECONDS
+    lane.tick(on.now)
+    on.take(on.client)
+    lane.set_use(LaneUse.TCP)
+    on.take(on.client)
+    assert lane.deadline() > on.now + HOLD_SECONDS
+    before = on.woken[on.client]
+    lane.set_use(LaneUse.AUTO)  # which waits, since the last choice is a moment old
+    assert on.woken[on.client] == before + 1
+    assert lane.deadline() <= on.now + HOLD_SECONDS
+
+
 def test_what_is_the_work_of_several_turns_leaves_in_several() -> None:
     on = LanePair()
     for _ in range(400):

@@ -40,8 +40,8 @@ class AirLoop:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.readers: dict[int, Callable[[], None]] = {}
-        self.timers = 0
-        """Those that have been made so far."""
+        self.timers = self.fired = 0
+        """Those that have been made so far, and those whose time has come."""
         self._alive: list[AirLoop.Timer] = []
 
     @property
@@ -55,7 +55,11 @@ class AirLoop:
         self.clock.at(self.clock.now, lambda: callback(*args))
 
     def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> AirLoop.Timer:
-        timer = AirLoop.Timer(lambda: callback(*args))
+        def fire() -> None:
+            self.fired += 1
+            callback(*args)
+
+        timer = AirLoop.Timer(fire)
         self.timers += 1
         self.clock.after(delay, timer.run)
         self._alive = [other for other in self._alive if other.callback is not None]

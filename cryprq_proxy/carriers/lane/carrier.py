@@ -227,7 +227,8 @@ class LaneCarrier:
         """Send what is never sent again. It counts in the window of the streams."""
         outcome = self._push(data, begin, end, segment, outlet)
         now = self._clock()
-        self.path.sent(now)
+        if self.path.sent(now):
+            self._arm(now)
         driver = self.driver
         if driver is not None and driver.shares and outcome is Sent.OK:
             driver.beside(first, segment, end - begin, now)
@@ -244,7 +245,7 @@ class LaneCarrier:
             return Sent.UNREACHABLE, 0
         before = outlet.socket.sent
         outcome = self._push(self._output, start, end, segment, outlet, ect)
-        self.path.sent(self._clock())
+        self.path.sent(self._clock())  # `after` follows
         return outcome, outlet.socket.sent - before
 
     def _push(
@@ -372,8 +373,11 @@ class LaneCarrier:
         if self._falls != self.path.counters.falls:
             self._falls = self.path.counters.falls
             self._fell(now)
-        # A steady path's timer comes before anything that input can bring forward.
-        if self._timer is None or not self.path.steady:
+        # The timer of a path that is steady and does not doze comes before anything that input can bring forward.
+        path = self.path
+        if path.dozes:
+            self._arm_anew(now)
+        elif self._timer is None or not path.steady or self._timer_at > now + 1.0:
             self._arm(now)
         elif self.driver is not None and self.driver.stirred:
             self._arm_for(self.driver.deadline(now), now)
@@ -391,6 +395,13 @@ class LaneCarrier:
                 self._timer.cancel()
             self._timer_at = deadline
             self._timer = self._loop.call_later(max(deadline - now, LEAST_DELAY), self._on_timer)
+
+    def _arm_anew(self, now: float) -> None:
+        """As `_arm`, but what was due before and is no more does not wake the process."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, inf
+        self._arm(now)
 
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, inf

@@ -378,6 +378,17 @@ def test_an_idle_lane_sends_what_its_check_needs(begin: Begin) -> None:
     assert stage.air.loop.timers - timers <= made + 4
 
 
+def test_an_idle_lane_wakes_for_each_probe_and_for_nothing_else(begin: Begin) -> None:
+    stage = begin()
+    stage.download()
+    stage.until_over()
+    stage.run(30.0)
+    sent, fired = len(stage.air.sent), stage.air.loop.fired
+    stage.run(60.0)
+    # Half of what is sent are answers.
+    assert 0 < stage.air.loop.fired - fired <= (len(stage.air.sent) - sent) // 2
+
+
 def test_the_end_of_a_session_is_told_by_the_lane(begin: Begin) -> None:
     stage = begin()
     stage.lose_tcp()
