@@ -5,7 +5,7 @@ holds by number and not by time: a client tells no time, so a flight of last mon
 that open are remembered. So who does not know the exit's id cannot crowd out those of others.
 
     seen -> FlightMemory                       in each handshake, in constant time
-         -> first-flights.recent               each second, if there are new ones: at most MAX_RECENT
+         -> first-flights.recent               a second after new ones: at most MAX_RECENT
          -> first-flights                      all of them, when the recent ones are that many
 
 Both files are replaced in one step and synced, on another thread, under the lock of their directory: exits may share
@@ -52,7 +52,7 @@ class FlightMemory:
     """Recognizes the latest `most` first flights by their hashes. About 200 bytes for each. `known` are hashes of
     earlier ones, the oldest first."""
 
-    __slots__ = ("_hashes", "_most", "taken")
+    __slots__ = ("_hashes", "_most", "news", "taken")
 
     def __init__(self, known: Iterable[bytes] = (), most: int = MAX_FLIGHTS) -> None:
         self._most = most
@@ -61,6 +61,8 @@ class FlightMemory:
             self._hashes.popitem(last=False)
         self.taken = len(self._hashes)
         """How many have been remembered, forgotten ones included."""
+        self.news = asyncio.Event()
+        """Set with each one that is new."""
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -74,6 +76,7 @@ class FlightMemory:
             self._hashes.popitem(last=False)
         self._hashes[hashed] = None
         self.taken += 1
+        self.news.set()
         return False
 
     def latest(self, number: int) -> list[bytes]:
@@ -99,16 +102,20 @@ class FlightFiles:
     async def close(self) -> None:
         """Write what is new."""
         self._ending.set()
+        self.memory.news.set()
         await self._work
 
     async def _keep(self) -> None:
-        ending = False
+        ending, news = False, self.memory.news
         while not ending:
+            await news.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(SAVE_SECONDS):
                     ending = await self._ending.wait()
             if self.memory.taken != self._saved:
                 await self._save()
+            if self.memory.taken == self._saved:
+                news.clear()
 
     async def _save(self) -> None:
         taken = self.memory.taken

@@ -1,4 +1,4 @@
-"""The watch on files: it looks at each file once a second and reports a change when it is complete.
+"""The watch on files: it looks at each file now and then, and reports a change when it is complete.
 
     mark -> read -> ... start ... -> look, look, look ... -> changed: mark what is new -> read
                     a change here is found by the first look
@@ -19,7 +19,10 @@ from typing import Final
 
 from ..base.file_access import Mark, mark
 
-LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 5.0
+"""Between two looks. Each wakes the process, also an idle one."""
+REST_SECONDS: Final = 1.0
+"""The same after a look that has found a change, until one finds none."""
 
 
 class FileWatch:
@@ -55,7 +58,7 @@ class FileWatch:
         while True:
             if self.note(await asyncio.to_thread(self._look_at, tuple(self._seen))):
                 await changed()
-            await self._sleep(LOOK_SECONDS)
+            await self._sleep(REST_SECONDS if self._restless else LOOK_SECONDS)
 
     def _look_at(self, files: Iterable[Path]) -> dict[Path, Mark]:
         return {file: self._look(file) for file in files}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,27 @@ async def test_flights_are_on_disk_after_a_second_at_most(
         await written.wait()
         async with kept(tmp_path) as after_a_crash:
             assert after_a_crash.seen(b"a")
+
+
+async def test_nothing_wakes_while_no_flight_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timers = asyncio.get_running_loop(), list[float]()
+    call_at = loop.call_at
+
+    def counted(when: float, callback: Callable[..., object], *args: Any, context: Any = None) -> Any:
+        timers.append(when)
+        return call_at(when, callback, *args, context=context)
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    async with kept(tmp_path) as memory:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not timers
+        memory.seen(b"a")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert timers
+    async with kept(tmp_path) as memory:
+        assert memory.seen(b"a")
 
 
 async def test_few_are_written_each_time_and_all_when_they_are_many(
