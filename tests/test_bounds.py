@@ -227,6 +227,10 @@ REACHED = {
         "session/test_reassembly.py::test_the_pieces_of_a_session_are_bounded",
         "session/test_lane_path.py::test_more_holes_than_are_kept_are_refused_and_filled_ones_are_not",
     ],
+    "of messages of a rotation: parts that wait for the rest; a part": [
+        "session/test_message_parts.py::test_one_message_is_held_at_a_time",
+        "session/test_frame_reader.py::test_parts_of_a_rotation_are_few_and_small",
+    ],
     "what comes by the lane for streams whose OPEN has not come; frames that wait there for the next turn; streams "
     "that were reset while it carried something of them": [
         "session/test_lane_path.py::test_what_finds_no_room_before_its_open_is_refused",
@@ -699,6 +703,7 @@ NUMBERS: dict[str, list[float]] = {
         reassembly.MAX_SESSION_PIECES,
         stream_table.SPARE_PIECES,
     ],
+    "of messages of a rotation: parts that wait for the rest; a part": [wire.PARTS, wire.MAX_PART],
     "what comes by the lane for streams whose OPEN has not come; frames that wait there for the next turn; streams "
     "that were reset while it carried something of them": [
         frames_ahead.MAX_AHEAD,

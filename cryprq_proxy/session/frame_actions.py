@@ -31,9 +31,8 @@ class ActingSession(AcknowledgedSession, Protocol):
 
 
 def _rotate(kind: int) -> Callable[[ActingSession, Any], None]:
-    def act(session: ActingSession, value: Any) -> None:
-        epoch, message = (value, b"") if kind == wire.REKEY_PLEASE else value
-        session.rotation.receive(kind, epoch, message, session.now)
+    def act(session: ActingSession, value: tuple[int, int, bytes]) -> None:
+        session.rotation.receive(kind, *value, session.now)
 
     return act
 
@@ -78,7 +77,7 @@ ACTIONS: Final[dict[int, Callable[[ActingSession, Any], None]]] = {
     wire.STREAMS: lambda session, count: session.table.receive_streams(count),
     wire.REKEY: _rotate(wire.REKEY),
     wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
-    wire.REKEY_PLEASE: _rotate(wire.REKEY_PLEASE),
+    wire.REKEY_PLEASE: lambda session, epoch: session.rotation.asked(epoch, session.now),
     wire.LANE: lambda session, value: _receive_lane(session, *value),
     wire.NETWORK: lambda session, value: session.packet_link.network_received(*value),
     wire.TAKEN: lambda session, value: session.packet_link.taken_received(*value),

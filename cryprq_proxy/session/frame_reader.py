@@ -24,12 +24,14 @@ from .wire import (
     MAX_DATA,
     MAX_DATAGRAM,
     MAX_OFFSET,
+    MAX_PART,
     MAX_TAKEN,
-    MESSAGE_LAYOUT,
     NETWORK_LAYOUT,
     NUMBER_LAYOUT,
     PACKET_LAYOUT,
     PAIR_LAYOUT,
+    PART_LAYOUT,
+    PARTS,
     PREFIX_LAYOUT,
     RESET_LAYOUT,
     STREAM_BYTE_LAYOUT,
@@ -160,12 +162,12 @@ def _pair(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
     return (kind, 0, (first, second)), at + PAIR_LAYOUT.size
 
 
-def _message(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
-    kind, epoch, length = MESSAGE_LAYOUT.unpack_from(data, at)
-    start = at + MESSAGE_LAYOUT.size
-    if start + length > len(data):
-        raise ValueError("cut short")
-    return (kind, 0, (epoch, data[start : start + length])), start + length
+def _part(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
+    kind, epoch, part, length = PART_LAYOUT.unpack_from(data, at)
+    start = at + PART_LAYOUT.size
+    if part >= PARTS or length > MAX_PART or start + length > len(data):
+        raise ValueError("no such part, too long, or cut short")
+    return (kind, 0, (epoch, part, data[start : start + length])), start + length
 
 
 def _bare(data: bytes, view: memoryview, at: int) -> tuple[Frame, int]:
@@ -244,8 +246,8 @@ DECODERS = {
     wire.RESET: _reset,
     wire.WINDOW: _window,
     wire.STREAMS: _number,
-    wire.REKEY: _message,
-    wire.REKEY_ANSWER: _message,
+    wire.REKEY: _part,
+    wire.REKEY_ANSWER: _part,
     wire.REKEY_PLEASE: _epoch,
     wire.LANE: _lane,
     wire.NETWORK: _network,

@@ -47,7 +47,7 @@ class LaneOutbox:
         self.session = session
         self.log = LaneLog()
         self.payload = 0
-        """Bytes of stream data in a datagram."""
+        """Bytes of stream data in a datagram. Any reliable frame without data fits in, however small the path's are."""
         self._small: deque[Unit] = deque()
         """Lost frames."""
         self._pieces: deque[tuple[Unit, int, int]] = deque()
@@ -61,13 +61,6 @@ class LaneOutbox:
     def waits(self) -> bool:
         """Whether something of what the lane is carrying is to leave, or to leave again."""
         return bool(self._small or self._pieces) or self._rest is not None
-
-    def resize(self, payload: int) -> None:
-        """The path takes datagrams of another size."""
-        self.payload = payload
-        small, self._small = self._small, deque()
-        for unit in small:
-            self._send_again(unit)
 
     # --- out --------------------------------------------------------------------------------------------------------
 
@@ -136,10 +129,6 @@ class LaneOutbox:
                     break
                 self.log.add(retention.take())
                 self._pieces.append((unit, 0, unit.size))
-            elif size > self.payload:
-                retention.aside.append(retention.take())
-                if session.current is not None:
-                    session.current.wake()
             elif size <= left:
                 self.log.add(retention.take())
                 frames.append(unit)
@@ -247,13 +236,8 @@ class LaneOutbox:
         """A lost frame, as whatever carries it now."""
         if unit.size:
             self._pieces.append((unit, 0, unit.size))
-        elif len(unit.frame) <= self.payload:
-            self._small.append(unit)
         else:
-            del self.log.units[unit]
-            self.session.retention.aside.append(unit)
-            if self.session.current is not None:
-                self.session.current.wake()
+            self._small.append(unit)
 
     def forget(self, stream: int) -> None:
         """A stream was reset: what is lost of it need not go again."""

@@ -247,7 +247,7 @@ class LanePath:
             frame, self._farewell = self._farewell, None
             return None if frame is None else FramesLoad([Unit(frame)], LaneLog(), now)
         if payload != self.outbox.payload:
-            self.outbox.resize(payload)
+            self.outbox.payload = payload
             if self.carries:
                 self.begin_carrying()
         if turn.left <= 0:

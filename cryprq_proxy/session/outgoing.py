@@ -55,8 +55,7 @@ def outgoing_waits(session: OutgoingSession, path: OutgoingPath) -> bool:
     """Whether there is something that `path`, the chosen one, may carry now."""
     scheduler = session.scheduler
     return (
-        bool(session.retention.aside)
-        or session.retention.next() is not None
+        session.retention.next() is not None
         or (scheduler.open and scheduler.queued > 0 and not session.retention.waits)
         or (path.admitted and bool(session.table.windows_due or session.datagrams or session.packets))
     )
@@ -69,8 +68,6 @@ def write_outgoing(
     retention, scheduler, log = session.retention, session.scheduler, path.log
     if path.admitted:
         left = _write_unqueued(session, path, writer, budget, left, now)
-    if retention.aside:
-        left = _write_aside(session, path, writer, budget, left)
     presses = session.rotation.presses(path.keys)
     scheduler.open = retention.has_room() and not retention.stalls and not presses
     while True:
@@ -100,25 +97,13 @@ def write_others(
     session: OutgoingSession, path: OutgoingPath, writer: RecordWriter, budget: int, left: int, now: float
 ) -> int:
     """Write what the lane cannot carry, though it is what is in use. Returns how much of the turn's work is left."""
-    left = _write_aside(session, path, writer, budget, left)
     _write_datagrams(session, writer, budget, now)
     return left
 
 
 def others_wait(session: OutgoingSession) -> bool:
     """Whether there is something for `write_others`."""
-    return bool(session.retention.aside or session.datagrams or session.packets)
-
-
-def _write_aside(
-    session: OutgoingSession, path: OutgoingPath, writer: RecordWriter, budget: int, left: int
-) -> int:
-    """Returns how much of the turn's work is left."""
-    retention = session.retention
-    while retention.aside and writer.position < budget and left > 0:
-        left -= FRAME_WORK
-        retention.mark_aside_sent(path.log, writer.add(retention.aside[0].frame))
-    return left
+    return bool(session.datagrams or session.packets)
 
 
 def _write_unqueued(

@@ -6,7 +6,6 @@ A unit is what is sent again: a DATA frame or a control frame, as plaintext. It 
     lost      the logs of lost paths; that of the path which was lost last goes first
     streams   small frames of streams that wait: OPEN, RESET, FIN
     log       of a path: sent in one of its records, and not yet acknowledged
-    aside     too large for a datagram of the lane, which carries the others: they leave by the next record path
     the lane  carries them, and knows of each byte where it is (lane_path.py)
 
 An acknowledgement of a path drops what its log begins with. When a path is lost its log moves to `lost`, and leaves by
@@ -148,7 +147,6 @@ class Retention:
         self._lost_logs: dict[int, list[PathLog]] = {}
         """The same by number: a path that was in doubt may have several."""
         self._streams: deque[Unit] = deque()
-        self.aside: deque[Unit] = deque()
         self._dropping: deque[PathLog] = deque()
         self._bound = bound
         self._budget = budget
@@ -230,16 +228,10 @@ class Retention:
         log.units.append(unit)
 
     def take(self) -> Unit:
-        """What `next` returned leaves by the lane, or is put aside."""
+        """What `next` returned leaves by the lane."""
         if self._control:
             return self._control.popleft()
         return self._lost[0].units.popleft() if self._lost else self._streams.popleft()
-
-    def mark_aside_sent(self, log: PathLog, record: int) -> None:
-        """The first of `aside` is in record `record` of the path of `log`."""
-        unit = self.aside.popleft()
-        unit.record = record
-        log.units.append(unit)
 
     @property
     def stalls(self) -> bool:
@@ -332,8 +324,8 @@ class Retention:
     def clear(self, logs: list[PathLog]) -> None:
         """The session ended: no unit is needed any more, nor those in `logs`, of its paths. Call `drop` afterwards."""
         waiting = PathLog(-1)
-        waiting.units = self._control + self._streams + self.aside
-        self._control, self._streams, self.aside = deque(), deque(), deque()
+        waiting.units = self._control + self._streams
+        self._control, self._streams = deque(), deque()
         for log in (waiting, *self._lost, *logs):
             self.acknowledge(log, _ALL)
         self._lost.clear()

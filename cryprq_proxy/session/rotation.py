@@ -11,11 +11,11 @@
           --- SWITCH n+1, on each path --------------->   IDLE, sends under n+1: the epoch is *confirmed*
           <----------------- SWITCH n+1, on each path ---
 
-REKEY and its answer are reliable and go by any path, so a rotation outlives the paths. Copies of them are late, and
-ignored. Only the dialler starts; the exit may ask with REKEY_PLEASE. A path that has joined makes a rotation due, which
-replaces the secret by which it did; if none comes, the exit asks, and closes the path in the end. Nothing pauses. The
-dialler begins no rotation before each of its paths has come to the present epoch in both directions, so no more than
-two epochs are in use.
+REKEY and its answer are reliable and go by any path, in parts (message_parts.py), so a rotation outlives the paths.
+Copies of them are late, and ignored. Only the dialler starts; the exit may ask with REKEY_PLEASE. A path that has
+joined makes a rotation due, which replaces the secret by which it did; if none comes, the exit asks, and closes the
+path in the end. Nothing pauses. The dialler begins no rotation before each of its paths has come to the present epoch
+in both directions, so no more than two epochs are in use.
 
 A path may also join by the resume secret of n+1: that confirms the epoch as SWITCH does.
 
@@ -37,6 +37,7 @@ from ..errors import CarrierError, CloseReason, HandshakeError, LocalError, Peer
 from . import wire
 from .datagrams import BasePacketLink
 from .epochs import EpochLedger
+from .message_parts import MessageParts
 from .path_keys import PathKeys
 
 UNFINISHED: Final = 30.0
@@ -164,8 +165,8 @@ class Rotation:
         """At the exit: when the first path joined by the secret of the present epoch."""
         self._initiator: RekeyInitiator | None = None
         """Only during a rotation."""
-        self._question = b""
-        """The message of the last REKEY that was answered."""
+        self._parts = MessageParts()
+        """Of the last REKEY, or of its answer."""
         ledger.begin(0, cipher.name, now)
 
     def end(self) -> None:
@@ -337,39 +338,46 @@ class Rotation:
         )
         self._run(initiator.write, self._send_rekey)
 
-    def receive(self, kind: int, epoch: int, message: bytes, now: float) -> None:
-        """REKEY, REKEY_ANSWER or REKEY_PLEASE came, on any path; `epoch` is the one that it is to make.
-
-        Raises PeerError (REKEY) if it is out of turn or its message does not open.
-        """
-        if (kind == wire.REKEY) is self._dialler:
-            raise PeerError(CloseReason.REKEY, "the peer sent a rotation frame that is not its to send")
-        if epoch <= self.current:
-            if kind == wire.REKEY and epoch > self.sending:
-                self._check_copy(message)
-            return  # a late copy
+    def asked(self, epoch: int, now: float) -> None:
+        """REKEY_PLEASE came for `epoch`. Raises PeerError (REKEY) if it is out of turn."""
+        self._check_side(self._dialler)
         if epoch > self.current + 1:
             raise out_of_turn()
-        if kind == wire.REKEY_PLEASE:
+        if epoch > self.current:
             self._asked_for = True
             if now >= self._due(max(map(self._used, self._session.path_keys), default=0)):
                 self.start(now)
-        elif kind == wire.REKEY:
-            self._receive_rekey(message, now)
-        else:
-            self._receive_answer(message, now)
 
-    def _receive_rekey(self, message: bytes, now: float) -> None:
-        if self._state is RotationState.ANSWERING:
-            self._check_copy(message)
-        if self._state is RotationState.ANSWERING or self._epoch is None:
+    def receive(self, kind: int, epoch: int, part: int, data: bytes, now: float) -> None:
+        """A part of REKEY or REKEY_ANSWER came, on any path; `epoch` is the one that it is to make.
+
+        Raises PeerError (REKEY) if it is out of turn, or the message does not open.
+        """
+        self._check_side((kind == wire.REKEY) is not self._dialler)
+        if epoch <= self.current:
+            if kind == wire.REKEY and epoch > self.sending:
+                self._parts.add(epoch, part, data)
             return  # a late copy
+        if epoch > self.current + 1:
+            raise out_of_turn()
+        if kind == wire.REKEY:
+            self._receive_rekey(epoch, part, data, now)
+        else:
+            self._receive_answer(epoch, part, data, now)
+
+    def _check_side(self, right: bool) -> None:
+        if not right:
+            raise PeerError(CloseReason.REKEY, "the peer sent a rotation frame that is not its to send")
+
+    def _receive_rekey(self, epoch: int, part: int, data: bytes, now: float) -> None:
         if self._state is RotationState.ANSWERED:
             # On the lane it may overtake what confirms the present epoch, and does so itself.
             self.peer_switched(self.current, now)
+        message = self._parts.add(epoch, part, data)
+        if message is None or self._state is RotationState.ANSWERING or self._epoch is None:
+            return
         self._state = RotationState.ANSWERING
         self._started = now
-        self._question = message
         answer = partial(
             answer_rekey,
             self._provider,
@@ -381,18 +389,15 @@ class Rotation:
         )
         self._run(answer, lambda answered: self._send_answer(*answered, now))
 
-    def _check_copy(self, message: bytes) -> None:
-        """Of one epoch there is one REKEY, until the epoch is confirmed. Raises PeerError for another one: two know the
-        chain, and one of them is not the client."""
-        if message != self._question:
-            raise PeerError(CloseReason.REKEY, "another rotation to the same epoch has begun before")
-
-    def _receive_answer(self, message: bytes, now: float) -> None:
+    def _receive_answer(self, epoch: int, part: int, data: bytes, now: float) -> None:
         initiator = self._initiator
         if self._state is RotationState.READING:
             return  # a late copy
         if self._state is not RotationState.ASKED or initiator is None:
             raise out_of_turn()
+        message = self._parts.add(epoch, part, data)
+        if message is None:
+            return
         self._state = RotationState.READING
         self._run(partial(initiator.read, message), lambda epoch: self._take_answer(epoch, now))
 
@@ -400,11 +405,15 @@ class Rotation:
 
     def _send_rekey(self, message: bytes) -> None:
         self._state = RotationState.ASKED
-        self._session.send_control(wire.encode_message(wire.REKEY, self.current + 1, message))
+        self._send(wire.REKEY, message)
+
+    def _send(self, kind: int, message: bytes) -> None:
+        for frame in wire.encode_message(kind, self.current + 1, message):
+            self._session.send_control(frame)
 
     def _send_answer(self, message: bytes, epoch: EpochSecrets, now: float) -> None:
         self._state = RotationState.ANSWERED
-        self._session.send_control(wire.encode_message(wire.REKEY_ANSWER, self.current + 1, message))
+        self._send(wire.REKEY_ANSWER, message)
         self._know(epoch, now)
         self._session.renewed()
 

@@ -18,7 +18,7 @@ next path when that one is lost. Each is absolute and idempotent, so a second co
     WINDOW        kind | stream u32, 0: all streams together | bytes that may be sent in all u64
     STREAMS       kind | streams that may be opened in all u64
     REKEY, REKEY_ANSWER
-                  kind | epoch u32 | length u16 | handshake message
+                  kind | epoch u32 | part u8 | length u16 | a third of the handshake message
     REKEY_PLEASE  kind | epoch u32
     LANE          kind | epoch u32 | index u32 | use u8
     NETWORK       kind | serial u32 | IPv4 address, 4 bytes | IPv6 address, 16 bytes
@@ -71,6 +71,11 @@ RELIABLE: Final = 0x20
 """Kinds below it are reliable."""
 MAX_TAKEN: Final = 16
 """Prefixes in one TAKEN frame."""
+PARTS: Final = 3
+"""Frames of one message of the rotation: so each reliable frame, apart from DATA, fits the smallest datagram of the
+lane."""
+MAX_PART: Final = 416
+"""Bytes of a part: a third of the longer message."""
 MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
@@ -140,7 +145,7 @@ EPOCH_LAYOUT = Struct("!BI")
 PAIR_LAYOUT = Struct("!BII")
 LANE_LAYOUT = Struct("!BIIB")
 BYTE_LAYOUT = Struct("!BB")
-MESSAGE_LAYOUT = Struct("!BIH")
+PART_LAYOUT = Struct("!BIBH")
 DATAGRAM_LAYOUT = Struct("!BIH")
 PACKET_LAYOUT = Struct("!BBHHH")
 NETWORK_LAYOUT = Struct("!BI4s16s")
@@ -152,7 +157,7 @@ type Frame = tuple[int, int, object]
 """A decoded frame: kind, stream id (0 for frames of no one stream), and a value that depends on the kind:
 `(StreamProtocol, Destination)` for OPEN, `StreamReason` for REFUSED, `(offset, memoryview)` for DATA,
 `(StreamReason, final offset)` for RESET, an int for FIN, WINDOW, STREAMS, PING, PONG, REKEY_PLEASE and SWITCH,
-`(epoch, bytes)` for REKEY and REKEY_ANSWER, `(epoch, index, LaneUse)` for LANE, `(serial, bytes, bytes)` for
+`(epoch, part, bytes)` for REKEY and REKEY_ANSWER, `(epoch, index, LaneUse)` for LANE, `(serial, bytes, bytes)` for
 NETWORK, `(serial, tuple of networks)` for TAKEN, `(serial, path)` for PREFER, `(path, records)` for ABANDON and
 ACK, `(Destination, memoryview)` for DATAGRAM, `(int, int, int, memoryview)` for PACKET, a Destination for ADVERTISE,
 `CloseReason` for CLOSE, bytes for JOINED, None for the rest."""
@@ -193,9 +198,15 @@ def encode_number(kind: int, value: int) -> bytes:
     return NUMBER_LAYOUT.pack(kind, value)
 
 
-def encode_message(kind: int, epoch: int, message: bytes) -> bytes:
-    """REKEY or REKEY_ANSWER."""
-    return MESSAGE_LAYOUT.pack(kind, epoch, len(message)) + message
+def encode_part(kind: int, epoch: int, part: int, data: bytes) -> bytes:
+    """REKEY or REKEY_ANSWER: part number `part`, from 0, of a message of the rotation."""
+    return PART_LAYOUT.pack(kind, epoch, part, len(data)) + data
+
+
+def encode_message(kind: int, epoch: int, message: bytes) -> list[bytes]:
+    """The frames of a whole message of the rotation."""
+    size = -(-len(message) // PARTS)
+    return [encode_part(kind, epoch, part, message[part * size : (part + 1) * size]) for part in range(PARTS)]
 
 
 def encode_epoch(kind: int, epoch: int) -> bytes:

@@ -34,7 +34,7 @@ def encode(kind: int, stream: int, value: Any) -> bytes:  # noqa: C901  a case a
     if kind in (wire.STREAMS, wire.PING, wire.PONG):
         return wire.encode_number(kind, value)
     if kind in (wire.REKEY, wire.REKEY_ANSWER):
-        return wire.encode_message(kind, *value)
+        return wire.encode_part(kind, *value)
     if kind in (wire.REKEY_PLEASE, wire.SWITCH):
         return wire.encode_epoch(kind, value)
     if kind in (wire.ABANDON, wire.ACK):

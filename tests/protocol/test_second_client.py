@@ -34,6 +34,7 @@ from tests.support.second_frames import (
     frame,
     frames,
     put_address,
+    rekey_frame,
 )
 from tests.support.second_stage import EXIT_ID, KEYS, MEGABYTE, Stage, comes_back, plain, raw, say, watch
 from tests.support.settings import rotation_limits, session_limits
@@ -720,9 +721,12 @@ VIOLATIONS = [
     ("data beyond the credit", data_frame(1, 131_072 << 10, b"x"), Close.CREDIT),
     ("ACK of what was not sent", frame(Kind.ACK, "IQ", 0, 1 << 30), Close.RESUME),
     ("ACK of a path that never was", frame(Kind.ACK, "IQ", 5, 0), Close.RESUME),
-    ("REKEY that does not open", frame(Kind.REKEY, "IH", 1, 1248) + bytes(1248), Close.REKEY),
-    ("REKEY of a wrong length", frame(Kind.REKEY, "IH", 1, 3) + bytes(3), Close.REKEY),
-    ("REKEY beyond the next epoch", frame(Kind.REKEY, "IH", 3, 1248) + bytes(1248), Close.REKEY),
+    ("REKEY that does not open", [rekey_frame(1, part, bytes(416)) for part in range(3)], Close.REKEY),
+    ("REKEY of a wrong length", [rekey_frame(1, part, bytes(3)) for part in range(3)], Close.REKEY),
+    ("REKEY of two minds", [rekey_frame(1, 0, b"one"), rekey_frame(1, 0, b"two")], Close.REKEY),
+    ("a fourth part of a REKEY", rekey_frame(1, 3, b"more"), Close.PROTOCOL),
+    ("too long a part of a REKEY", rekey_frame(1, 0, bytes(417)), Close.PROTOCOL),
+    ("REKEY beyond the next epoch", rekey_frame(3, 0, bytes(416)), Close.REKEY),
     ("REKEY_PLEASE from the client", frame(Kind.REKEY_PLEASE, "I", 1), Close.REKEY),
     ("SWITCH in company", frame(Kind.SWITCH, "I", 1) + frame(Kind.PING, "Q", 1), Close.REKEY),
     (

@@ -224,6 +224,30 @@ async def test_counters_go_on_over_rotations(stage: Stage) -> None:
     assert list(firsts) == [0, 1, 2, 3] and list(firsts.values()) == sorted(firsts.values())
 
 
+@pytest.mark.parametrize("size", [610, 1210, 1252])
+async def test_the_keys_rotate_over_a_lane_that_takes_only_small_datagrams(stage: Stage, size: int) -> None:
+    """There is no path any more. A whole REKEY would need a datagram of 1,285 bytes."""
+
+    def journey(datagram: bytes, deliver: Callable[[bytes], None]) -> None:
+        if len(datagram) <= size:
+            deliver(datagram)
+
+    wire, address = await stage.wire()
+    session = stage.session(lane=stage.tcp, weather=journey)
+    path = await session.begin(address)
+    await session.until(session.on_lane)
+    assert session.lane is not None
+    session.lane.in_weather = journey
+    assert await comes_back(session, stage.echo, MEGABYTE[:100_000])
+    await wire.stop()
+    await path.lost.wait()
+    assert not session.paths
+    for epoch in (1, 2, 3):
+        assert await session.rotate() == epoch
+        assert await comes_back(session, stage.echo, MEGABYTE[:100_000])
+    assert not session.paths
+
+
 async def test_the_client_moves_to_another_address(stage: Stage) -> None:
     session, lane, _ = await stage.on_lane()
     seen = watch(lane)

@@ -47,8 +47,8 @@ FRAMES: list[tuple[bytes, Expected]] = [
     ),
     (wire.encode_number(wire.STREAMS, 2**64 - 1), (wire.STREAMS, 0, 2**64 - 1)),
     (wire.encode_window(12, 2**40), (wire.WINDOW, 12, 2**40)),
-    (wire.encode_message(wire.REKEY, 2**32 - 1, b"m" * 1248), (wire.REKEY, 0, (2**32 - 1, b"m" * 1248))),
-    (wire.encode_message(wire.REKEY_ANSWER, 0, b""), (wire.REKEY_ANSWER, 0, (0, b""))),
+    (wire.encode_part(wire.REKEY, 2**32 - 1, 2, b"m" * 416), (wire.REKEY, 0, (2**32 - 1, 2, b"m" * 416))),
+    (wire.encode_part(wire.REKEY_ANSWER, 0, 0, b""), (wire.REKEY_ANSWER, 0, (0, 0, b""))),
     (wire.encode_records(wire.ACK, 2**32 - 1, 2**64 - 1), (wire.ACK, 0, (2**32 - 1, 2**64 - 1))),
     (wire.encode_datagram(13, V4, b"payload"), (wire.DATAGRAM, 13, (V4, b"payload"))),
     (wire.encode_datagram(13, NAME, b""), (wire.DATAGRAM, 13, (NAME, b""))),
@@ -296,3 +296,11 @@ def test_prefixes_that_are_none_are_refused(prefixes: bytes) -> None:
 )
 def test_an_exit_advertises_an_address_and_no_name(address: bytes) -> None:
     assert "ADVERTISE" in str(refusal(bytes([wire.ADVERTISE]) + address))
+
+
+@pytest.mark.parametrize("kind", [wire.REKEY, wire.REKEY_ANSWER])
+def test_parts_of_a_rotation_are_few_and_small(kind: int) -> None:
+    assert decode_frames(wire.encode_part(kind, 1, wire.PARTS - 1, bytes(wire.MAX_PART)))
+    for part, size in ((wire.PARTS, 0), (0, wire.MAX_PART + 1)):
+        with pytest.raises(PeerError):
+            decode_frames(wire.encode_part(kind, 1, part, bytes(size)))

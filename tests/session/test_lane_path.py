@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_network
 
 import pytest
 
+from cryprq_proxy.address import Destination
+from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError, StreamReason
+from cryprq_proxy.lane.layout import STREAM_OVERHEAD
+from cryprq_proxy.lane.path import LEAST
 from cryprq_proxy.session import lane_inbox, lane_outbox, wire
 from cryprq_proxy.session.frames_ahead import MAX_AHEAD
 from cryprq_proxy.session.lane_choice import HOLD_SECONDS, LONG_ROUND_TRIP, SHORT_ROUND_TRIP
@@ -136,32 +141,31 @@ def test_what_is_the_work_of_several_turns_leaves_in_several() -> None:
     assert on.woken[on.client] == before + 1 and on.take(on.client)
 
 
-def test_what_does_not_fit_into_a_datagram_leaves_by_the_record_path() -> None:
-    on = LanePair()
-    on.client.rotation.start(on.now)
-    assert on.take(on.client) == []
-    on.link.carrier.settle()
-    assert on.exit.rotation.current == 1
-    on.settle()
-    assert on.client.rotation.current == 1
-
-
-def test_what_does_not_fit_waits_for_a_record_path() -> None:
+@pytest.mark.parametrize("payload", [LEAST - STREAM_OVERHEAD, 1_200 - STREAM_OVERHEAD])
+def test_the_keys_rotate_over_a_lane_alone_however_small_its_datagrams_are(payload: int) -> None:
     on = LanePair()
     app, other = on.pair()
     on.cut()
-    on.client.rotation.start(on.now)
-    app.say(b"goes on")
-    on.settle()
-    assert other.received == b"goes on" and on.client.retention.aside
-    on.link.now = on.now
-    on.link.connect()
-    on.settle()
-    assert on.client.rotation.current == on.exit.rotation.current == 1
+    for epoch in (1, 2, 3):
+        on.client.rotation.start(on.now)
+        app.say(b"goes on ")
+        on.settle(payload)
+        assert on.client.rotation.current == on.exit.rotation.current == epoch
+    assert other.received == b"goes on " * 3
 
 
-def test_frames_that_fit_no_longer_find_another_path() -> None:
-    """The path takes smaller datagrams than it did."""
+def test_each_reliable_frame_fits_the_smallest_datagram() -> None:
+    longest = [
+        wire.encode_open(1, StreamProtocol.TCP, Destination(".".join(["a" * 63] * 3 + ["b" * 61]), 1)),
+        wire.encode_part(wire.REKEY, 1, 0, bytes(wire.MAX_PART)),
+        wire.encode_taken(1, [ip_network("10.0.0.0/8")] * wire.MAX_TAKEN),
+    ]
+    assert -(-max(REKEY_SIZE, REKEY_ANSWER_SIZE) // wire.PARTS) == wire.MAX_PART
+    assert max(map(len, longest)) <= LEAST - STREAM_OVERHEAD
+
+
+def test_what_is_lost_goes_again_in_smaller_datagrams() -> None:
+    """The path takes no others any more."""
     on = LanePair()
     app, other = on.pair()
     app.say(b"x" * 900)
@@ -169,7 +173,7 @@ def test_frames_that_fit_no_longer_find_another_path() -> None:
     loads = on.take(on.client, payload=1_400)
     lane = on.lane(on.client)
     lane.lost([whole(load) for load in loads], on.now)
-    for load in on.take(on.client, payload=300):
+    for load in on.take(on.client, payload=LEAST - STREAM_OVERHEAD):
         assert on.deliver(on.client, load)
         lane.acked([whole(load)], on.now)
     assert other.received == b"x" * 900

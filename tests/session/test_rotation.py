@@ -20,6 +20,7 @@ from cryprq_proxy.session.rotation import (
     NEVER,
     PLEASE_INTERVAL,
     UNFINISHED,
+    Rotation,
     RotationLimits,
     RotationState,
 )
@@ -39,11 +40,24 @@ def limits(**changes: Any) -> RotationLimits:
     return replace(NEVER_AGAIN, **changes)
 
 
-def content(frame: bytes) -> tuple[int, int, bytes]:
-    """Kind, epoch and message of a REKEY or its answer."""
-    ((kind, _, value),) = decode_frames(frame)
-    number, message = cast("tuple[int, bytes]", value)
-    return kind, number, message
+def content(frames: list[bytes]) -> tuple[int, int, bytes]:
+    """Kind, epoch and message of a REKEY or its answer, of which these are the parts."""
+    parts = {}
+    for frame in frames:
+        ((kind, _, value),) = decode_frames(frame)
+        number, part, data = cast("tuple[int, int, bytes]", value)
+        parts[part] = data
+    return kind, number, b"".join(parts[part] for part in range(wire.PARTS))
+
+
+def tell(rotation: Rotation, kind: int, number: int, message: bytes, now: float) -> None:
+    """The peer has sent this message."""
+    if kind == wire.REKEY_PLEASE:
+        rotation.asked(number, now)
+    else:
+        for frame in wire.encode_message(kind, number, message):
+            ((_, _, value),) = decode_frames(frame)
+            rotation.receive(kind, *cast("tuple[int, int, bytes]", value), now)
 
 
 def rotate(both: Rotations) -> None:
@@ -117,7 +131,7 @@ def test_the_exit_asks_very_often(interval: float) -> None:
 def test_asking_again_and_again_does_not_make_the_dialler_hurry() -> None:
     both = Rotations()
     for _ in range(1000):
-        both.client.rotation.receive(wire.REKEY_PLEASE, both.current[0] + 1, b"", both.now)
+        both.client.rotation.asked(both.current[0] + 1, both.now)
         both.advance(0.01)
     assert 8 <= both.current[0] <= 10
 
@@ -192,18 +206,18 @@ def test_the_sides_go_over_one_after_the_other() -> None:
     both = Rotations(paths=2)
     both.client.rotation.start(both.now)
     client, exit_ = (side.rotation for side in both.sides)
-    assert [frame[0] for frame in both.client.sent] == [wire.REKEY] and both.client.switches == 0
+    assert [frame[0] for frame in both.client.sent] == [wire.REKEY] * 3 and both.client.switches == 0
     both.pump(both.client, both.client.ends[0])
-    both.client.ends[0].deliver(both.now)
-    assert [frame[0] for frame in both.exit.sent] == [wire.REKEY_ANSWER]
+    both.client.ends[0].arrive(both.now)
+    assert [frame[0] for frame in both.exit.sent] == [wire.REKEY_ANSWER] * 3
     assert (exit_.current, exit_.sending, both.exit.switches) == (1, 0, 0)
     assert len(exit_.resume_secrets) == 2 and len(both.exit.link.epochs) == 2
     both.pump(both.exit, both.exit.ends[1])
-    both.exit.ends[1].deliver(both.now)
+    both.exit.ends[1].arrive(both.now)
     assert (client.current, client.sending, both.client.switches) == (1, 1, 1)
     assert client.resume_secrets == exit_.resume_secrets[:1]
     both.client.ends[1].fill(both.now)
-    both.client.ends[1].deliver(both.now)
+    both.client.ends[1].arrive(both.now)
     assert (exit_.sending, both.exit.switches, exit_.resume_secrets) == (1, 1, client.resume_secrets)
     assert both.exit.ends[0].keys.receive_epoch == 0, "the other path follows by itself"
     both.settle()
@@ -228,7 +242,7 @@ def test_no_rotation_begins_before_all_paths_have_come_to_the_last_one() -> None
     assert both.client.ends[1].keys.settled(1) and not stuck.keys.settled(1)
     assert both.client.rotation.deadline(stuck.keys) == START + UNFINISHED
     both.now = START + UNFINISHED - 1
-    both.client.rotation.receive(wire.REKEY_PLEASE, 2, b"", both.now)
+    both.client.rotation.asked(2, both.now)
     for end in both.client.ends.values():
         both.client.rotation.tick(both.now, end.keys)
     assert both.client.rotation._state is RotationState.IDLE
@@ -244,7 +258,7 @@ def test_acknowledgements_count_for_that_too() -> None:
     rotate(both)
     keys = both.client.ends[0].keys
     keys.acknowledged = keys.sent_before - 1
-    both.client.rotation.receive(wire.REKEY_PLEASE, 2, b"", both.now + 5)
+    both.client.rotation.asked(2, both.now + 5)
     assert both.client.rotation._state is RotationState.IDLE
 
 
@@ -311,7 +325,7 @@ def test_who_joins_by_the_new_secret_confirms_it() -> None:
     both.client.rotation.start(both.now)
     for side in both.sides:
         both.pump(side, side.ends[0])
-        side.ends[0].deliver(both.now)
+        side.ends[0].arrive(both.now)
     assert both.current == (1, 1) and both.exit.rotation.sending == 0
     both.cut(0)
     end = both.client.ends[both.join()]
@@ -329,7 +343,7 @@ def test_a_path_that_joined_by_the_old_secret_follows_at_once() -> None:
     both.client.rotation.start(both.now)
     for side in both.sides:
         both.pump(side, side.ends[0])
-        side.ends[0].deliver(both.now)
+        side.ends[0].arrive(both.now)
     assert both.let_in(begun), "the exit takes it until the new epoch is confirmed"
     both.settle()
     both.assert_together(1)
@@ -378,10 +392,10 @@ def test_copies_change_nothing() -> None:
     for _ in range(3):
         rotate(both)
         for side, other in (both.sides, both.sides[::-1]):
-            for frame in side.sent:
-                other.rotation.receive(*content(frame), both.now)
+            for at in range(0, len(side.sent), wire.PARTS):
+                tell(other.rotation, *content(side.sent[at : at + wire.PARTS]), both.now)
     both.assert_together(3)
-    assert len(both.client.sent) == len(both.exit.sent) == 3
+    assert len(both.client.sent) == len(both.exit.sent) == 3 * wire.PARTS
 
 
 def test_copies_while_it_computes_change_nothing() -> None:
@@ -389,15 +403,15 @@ def test_copies_while_it_computes_change_nothing() -> None:
     both = Rotations(offload=client, exit_offload=exit_)
     rotate(both)
     client.run()
-    question = content(both.client.sent[0])
+    question = content(both.client.sent)
     for _ in range(3):
-        both.exit.rotation.receive(*question, both.now)
+        tell(both.exit.rotation, *question, both.now)
     assert len(exit_.waiting) == 1
     exit_.run()
-    answer = content(both.exit.sent[0])
+    answer = content(both.exit.sent)
     for _ in range(3):
-        both.client.rotation.receive(*answer, both.now)
-        both.exit.rotation.receive(*question, both.now)
+        tell(both.client.rotation, *answer, both.now)
+        tell(both.exit.rotation, *question, both.now)
     assert len(client.waiting) == 1
     client.run()
     both.settle()
@@ -566,7 +580,7 @@ def test_a_result_for_a_session_that_is_over_is_dropped(moment: int) -> None:
 def test_a_failure_on_the_other_thread_reaches_the_session() -> None:
     later = LaterOffload()
     both = Rotations(exit_offload=later)
-    both.exit.rotation.receive(wire.REKEY, 1, bytes(1248), both.now)
+    tell(both.exit.rotation, wire.REKEY, 1, bytes(1248), both.now)
     with pytest.raises(PeerError) as caught:
         later.run()
     assert caught.value.reason is CloseReason.REKEY and not isinstance(caught.value, CarrierError)
@@ -596,7 +610,7 @@ def test_unfinished_rotations_end_the_path(slow: int) -> None:
 
 def test_the_exit_ends_the_paths_of_a_client_that_never_rotates() -> None:
     both = Rotations(NEVER_AGAIN, exit_limits=LIMITS)
-    both.client.rotation.receive = unheard  # type: ignore[assignment,method-assign]
+    both.client.rotation.asked = unheard  # type: ignore[assignment,method-assign]
     both.advance(OVERDUE - 1)
     assert not both.errors
     both.advance(2.0)
@@ -611,7 +625,7 @@ def unheard(*_: object) -> None:
 @pytest.mark.parametrize("source", [0, 1])
 def test_twice_a_limit_ends_the_path_that_has_reached_it(bound: dict[str, int], source: int) -> None:
     both = Rotations(NEVER_AGAIN, exit_limits=limits(**bound), paths=2)
-    both.client.rotation.receive = unheard  # type: ignore[assignment,method-assign]
+    both.client.rotation.asked = unheard  # type: ignore[assignment,method-assign]
     both.sides[source].ends[1].carry(750, both.now)
     both.advance(0.0)
     assert not both.errors
@@ -622,7 +636,7 @@ def test_twice_a_limit_ends_the_path_that_has_reached_it(bound: dict[str, int], 
 
 def test_twice_the_limit_of_the_lane_ends_each_path() -> None:
     both = Rotations(NEVER_AGAIN, exit_limits=limits(datagrams=1000), paths=2)
-    both.client.rotation.receive = unheard  # type: ignore[assignment,method-assign]
+    both.client.rotation.asked = unheard  # type: ignore[assignment,method-assign]
     both.exit.link.count = 2000
     both.advance(0.0)
     assert len(both.errors) == 2
@@ -639,7 +653,7 @@ def lone(*, dialler: bool, offload: Any = None) -> RotationSide:
 
 def assert_ends_session(side: RotationSide, kind: int, number: int = 1, message: bytes = b"") -> None:
     with pytest.raises(PeerError) as caught:
-        side.rotation.receive(kind, number, message, START)
+        tell(side.rotation, kind, number, message, START)
     assert caught.value.reason is CloseReason.REKEY and not isinstance(caught.value, CarrierError)
 
 
@@ -668,7 +682,7 @@ def test_a_rotation_before_the_last_one_is_confirmed() -> None:
     both = Rotations()
     both.client.rotation.start(both.now)
     both.pump(both.client, both.client.ends[0])
-    both.client.ends[0].deliver(both.now)
+    both.client.ends[0].arrive(both.now)
     assert both.exit.rotation._state is RotationState.ANSWERED
     assert_ends_session(both.exit, wire.REKEY, 2, bytes(1248))
 
@@ -677,13 +691,13 @@ def test_a_border_confirms_only_the_epoch_that_it_names() -> None:
     both = Rotations()
     both.client.rotation.start(both.now)
     both.pump(both.client, both.client.ends[0])
-    both.client.ends[0].deliver(both.now)
+    both.client.ends[0].arrive(both.now)
     for number in (0, 2):
         both.exit.rotation.peer_switched(number, both.now)
     assert both.exit.rotation.sending == 0
 
 
-@pytest.mark.parametrize("size", [0, 1, 1247, 1248, 1249])
+@pytest.mark.parametrize("size", [0, 1, 1246, 1247, 1248])
 def test_a_question_that_does_not_open(size: int) -> None:
     assert_ends_session(Rotations().exit, wire.REKEY, 1, bytes(size))
 
@@ -720,7 +734,7 @@ def test_only_peer_errors_come_out(dialler: bool, calls: list[tuple[int, int, in
             elif kind == wire.SWITCH:
                 rotation.peer_switched(number, START)
             else:
-                rotation.receive(kind, number, bytes(size), START)
+                tell(rotation, kind, number, bytes(size), START)
         later.run()
     except PeerError as error:
         assert type(error) is PeerError and error.reason is CloseReason.REKEY

@@ -111,7 +111,7 @@ def data(id: int, size: int, offset: int = 0) -> bytes:
         (wire.encode_records(wire.ABANDON, 0, 1 << 40), CloseReason.RESUME),
         (wire.encode_epoch(wire.SWITCH, 1) * 2, CloseReason.REKEY),
         (wire.encode_number(wire.PING, 1) + wire.encode_epoch(wire.SWITCH, 1), CloseReason.REKEY),
-        (wire.encode_message(wire.REKEY_ANSWER, 1, b""), CloseReason.REKEY),
+        (wire.encode_part(wire.REKEY_ANSWER, 1, 0, b""), CloseReason.REKEY),
         (data(1, wire.MAX_DATA + 1), CloseReason.PROTOCOL),
         (wire.encode_datagram(1, TARGET, b"on a stream of bytes"), CloseReason.PROTOCOL),
     ],

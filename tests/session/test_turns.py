@@ -448,12 +448,12 @@ CONTROL: dict[str, bytes] = {
 OF_THE_EXIT: dict[str, bytes] = CONTROL | {
     "STREAMS": wire.encode_number(wire.STREAMS, 1),
     "REKEY_PLEASE": wire.encode_epoch(wire.REKEY_PLEASE, 1),
-    "REKEY_ANSWER": wire.encode_message(wire.REKEY_ANSWER, 0, b"late"),
+    "REKEY_ANSWER": wire.encode_part(wire.REKEY_ANSWER, 0, 0, b"late"),
     "GOAWAY": wire.encode_bare(wire.GOAWAY),
     "ADVERTISE": wire.encode_advertise(ADDRESS),
 }
 OF_THE_CLIENT: dict[str, bytes] = CONTROL | {
-    "REKEY": wire.encode_message(wire.REKEY, 0, b"late"),
+    "REKEY": wire.encode_part(wire.REKEY, 0, 0, b"late"),
     "PREFER": wire.encode_prefer(0, 0),
 }
 

@@ -119,16 +119,16 @@ WORKED = [
         (wire.STREAMS, 0, 20_000),
     ),
     Worked(
-        "REKEY, epoch 1, message 1234",
-        "080000000100021234",
-        wire.encode_message(wire.REKEY, 1, b"\x12\x34"),
-        (wire.REKEY, 0, (1, b"\x12\x34")),
+        "REKEY, epoch 1, part 0, 1234",
+        "08000000010000021234",
+        wire.encode_part(wire.REKEY, 1, 0, b"\x12\x34"),
+        (wire.REKEY, 0, (1, 0, b"\x12\x34")),
     ),
     Worked(
-        "REKEY_ANSWER, epoch 1, message 5678",
-        "090000000100025678",
-        wire.encode_message(wire.REKEY_ANSWER, 1, b"\x56\x78"),
-        (wire.REKEY_ANSWER, 0, (1, b"\x56\x78")),
+        "REKEY_ANSWER, epoch 1, part 2, 5678",
+        "09000000010200025678",
+        wire.encode_part(wire.REKEY_ANSWER, 1, 2, b"\x56\x78"),
+        (wire.REKEY_ANSWER, 0, (1, 2, b"\x56\x78")),
     ),
     Worked(
         "REKEY_PLEASE, epoch 1",
@@ -256,12 +256,13 @@ SMALL_FRAMES = st.one_of(
         NUMBERS,
     ),
     st.builds(
-        lambda kind, epoch, message: (
-            wire.encode_message(kind, epoch, message),
-            (kind, 0, (epoch, message)),
+        lambda kind, epoch, part, data: (
+            wire.encode_part(kind, epoch, part, data),
+            (kind, 0, (epoch, part, data)),
         ),
         st.sampled_from([wire.REKEY, wire.REKEY_ANSWER]),
         SERIALS,
+        st.integers(0, wire.PARTS - 1),
         st.binary(max_size=40),
     ),
     st.builds(

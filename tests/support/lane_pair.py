@@ -64,13 +64,13 @@ class LanePair:
         data = memoryview(bytes(load.buffer[start : start + end - begin]))
         return self.lanes[peer].stream_data(load.stream, load.offset + begin - load.begin, data, self.now)
 
-    def settle(self) -> None:
+    def settle(self, payload: int = PAYLOAD) -> None:
         """Everything that both sides send arrives and is acknowledged, by the lane and beside it."""
         moved = True
         while moved:
             before = dict(self.woken)
             for session in (self.client, self.exit):
-                for load in self.take(session):
+                for load in self.take(session, payload=payload):
                     assert self.deliver(session, load)
                     self.lanes[session].acked([whole(load)], self.now)
             self.link.carrier.settle()

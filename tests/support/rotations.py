@@ -87,6 +87,11 @@ class PathEnd:
         other.read(self.out.popleft(), now)
         return True
 
+    def arrive(self, now: float) -> None:
+        """Let all of them arrive."""
+        while self.deliver(now):
+            pass
+
     def read(self, record: bytes, now: float) -> None:
         keys, rotation = self.keys, self.side.rotation
         plaintext, _ = keys.opener.open(memoryview(record), 0)
@@ -103,9 +108,9 @@ class PathEnd:
         elif kind == wire.PING:
             pass
         elif kind == wire.REKEY_PLEASE:
-            rotation.receive(kind, cast("int", value), b"", now)
+            rotation.asked(cast("int", value), now)
         else:
-            rotation.receive(kind, *cast("tuple[int, bytes]", value), now)
+            rotation.receive(kind, *cast("tuple[int, int, bytes]", value), now)
 
 
 class RotationSide:

@@ -34,6 +34,7 @@ from tests.support.second_frames import (
     frame,
     frames,
     put_address,
+    rekey_frame,
 )
 from tests.support.second_lane import Journey, Lane, Use, Weather
 
@@ -300,6 +301,7 @@ class Session:
         self.allowed, self._opened = 16_384, 0
         self.records: dict[int, bytes] = {}
         self._rekey: Exchange | None = None
+        self._answer: dict[int, bytes] = {}
         self._doubt, self._signed = (
             False,
             time.time(),
@@ -535,19 +537,9 @@ class Session:
         self._notify()
         self.wake()
 
-    def next_for_lane(self, size: int) -> Unit | None:
-        """The next unit, which has at most `size` bytes unless it is DATA. REKEY goes by a path."""
-        if not self.on_lane():
-            return None
-        unit = self._next_unit()
-        if unit and unit.frame[0] != Kind.DATA and len(unit.frame) > size:
-            if path := self.carrier():
-                path.log.append((path.out.count, [unit]))
-                path.writer.write(path.out.seal(unit.frame))
-                return self.next_for_lane(size)
-            self._control.append(unit)
-            return None
-        return unit
+    def next_for_lane(self) -> Unit | None:
+        """The next unit. Unless it is DATA, it fits any datagram."""
+        return self._next_unit() if self.on_lane() else None
 
     def opening(self, unit: Unit) -> Unit | None:
         """What must leave before `unit` on the lane."""
@@ -885,7 +877,7 @@ class Session:
 
     def settled(self) -> bool:
         up = [path for path in self.paths.values() if path.up]
-        return bool(up) and all(path.settled(self.epoch.number) for path in up)
+        return (bool(up) or self.on_lane()) and all(path.settled(self.epoch.number) for path in up)
 
     async def rotate(self) -> int:
         """Make the next epoch, and wait until each path has come to it. Returns its number."""
@@ -894,17 +886,24 @@ class Session:
             self._rekey = self.epoch.rekey(self.session_id)
             message = self._rekey.first(b"")
             number = self.epoch.number + 1
-            self.control(frame(Kind.REKEY, "IH", number, len(message)) + message)
+            self._answer.clear()
+            for part in range(3):
+                third = message[part * 416 : (part + 1) * 416]
+                self.control(rekey_frame(number, part, third))
             await self.until(lambda: self.epoch.number == number and self.settled())
             return number
 
-    def _on_rekey_answer(self, path: Path, number: int, message: bytes) -> None:
+    def _on_rekey_answer(self, path: Path, number: int, part: int, third: bytes) -> None:
         if number <= self.epoch.number:
             return
-        if self._rekey is None or number != self.epoch.number + 1 or len(message) != 1152:
+        if self._rekey is None or number != self.epoch.number + 1 or len(third) != 384:
             raise Violation(Close.REKEY)
+        if self._answer.setdefault(part, third) != third:
+            raise Violation(Close.REKEY)
+        if len(self._answer) < 3:
+            return
         try:
-            self._rekey.decrypt(self._rekey.second(message))
+            self._rekey.decrypt(self._rekey.second(b"".join(self._answer[part] for part in range(3))))
         except (InvalidTag, ValueError) as error:
             raise Violation(Close.REKEY) from error
         made, self._rekey = self._rekey, None

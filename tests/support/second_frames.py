@@ -69,6 +69,10 @@ def data_frame(stream: int, offset: int, data: bytes) -> bytes:
     return frame(Kind.DATA, "IQ", stream, offset) + data
 
 
+def rekey_frame(epoch: int, part: int, third: bytes) -> bytes:
+    return frame(Kind.REKEY, "IBH", epoch, part, len(third)) + third
+
+
 def fin_frame(stream: int, final: int) -> bytes:
     return frame(Kind.FIN, "IQ", stream, final)
 
@@ -107,9 +111,11 @@ def frames(plaintext: bytes) -> Iterator[tuple[Kind, tuple[Any, ...]]]:
                     raise ValueError("DATA")
                 yield kind, (stream, offset, data)
             elif kind == Kind.REKEY_ANSWER:
-                epoch, length = struct.unpack_from(">IH", plaintext, at + 1)
-                yield kind, (epoch, plaintext[at + 7 : at + 7 + length])
-                at += 7 + length
+                epoch, part, length = struct.unpack_from(">IBH", plaintext, at + 1)
+                if part > 2 or length > 416:
+                    raise ValueError("REKEY_ANSWER")
+                yield kind, (epoch, part, plaintext[at + 8 : at + 8 + length])
+                at += 8 + length
             elif kind == Kind.DATAGRAM:
                 stream, length = struct.unpack_from(">IH", plaintext, at + 1)
                 source, begin = take_address(plaintext, at + 7)

@@ -148,9 +148,8 @@ def frame(choices: Choices, victim: Session) -> bytes:  # noqa: C901  a case a f
         case wire.Kind.PING | wire.Kind.PONG:
             return wire.encode_number(kind, choices.pick((0, 1, victim.liveness.ping or 2, MOST)))
         case wire.Kind.REKEY | wire.Kind.REKEY_ANSWER:
-            return wire.encode_message(
-                kind, epoch(choices, victim), bytes(choices.pick((0, 32, 1_200, 1_216, 3_000)))
-            )
+            part, size = choices.pick((0, 1, 2, 3)), choices.pick((0, 32, 384, 416, 417))
+            return wire.encode_part(kind, epoch(choices, victim), part, bytes(size))
         case wire.Kind.REKEY_PLEASE | wire.Kind.SWITCH:
             return wire.encode_epoch(kind, epoch(choices, victim))
         case wire.Kind.DATAGRAM:

@@ -44,7 +44,7 @@ def _check_kept(host: Host) -> None:
         raise Broken("the lost logs are not those by number")
     logs += [log for log in retention._dropping if all(log is not other for other in logs)]
     units = [*retention._control, *retention._streams, *(unit for log in logs for unit in log.units)]
-    units += [*retention.aside, *(session.lane.log.units if session.lane is not None else ())]
+    units += [*(session.lane.log.units if session.lane is not None else ())]
     kept = sum(unit.cost for unit in units)
     if not kept == retention.kept == host.budget.used:
         text = f"{retention.kept} and {host.budget.used} counted"

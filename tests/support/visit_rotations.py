@@ -21,15 +21,17 @@ def begun(visit: Visit) -> Established:
 async def ask(visit: Visit, session: Established) -> RekeyInitiator:
     """Begin the rotation to epoch 1."""
     initiator = RekeyInitiator(FAST, session.session_id, session.epoch, 1)
-    await visit.send(wire.encode_message(wire.REKEY, 1, initiator.write()))
+    await visit.send(*wire.encode_message(wire.REKEY, 1, initiator.write()))
     return initiator
 
 
 async def answer(visit: Visit) -> bytes:
-    _, _, value = await visit.read(wire.REKEY_ANSWER)
-    assert isinstance(value, tuple)
-    message: bytes = value[1]
-    return message
+    parts: dict[int, bytes] = {}
+    while len(parts) < wire.PARTS:
+        _, _, value = await visit.read(wire.REKEY_ANSWER)
+        assert isinstance(value, tuple)
+        parts[value[1]] = value[2]
+    return b"".join(parts[part] for part in range(wire.PARTS))
 
 
 async def rotate(visit: Visit, session: Established) -> EpochSecrets:

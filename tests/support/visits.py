@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ class Visit:
         self.pipe: Pipe = TcpPipe(self.sock)
         self.handshake = ClientHandshake(identity, EXIT.peer_id, FAST, features=features)
         self._features = features
+        self._unread: deque[wire.Frame] = deque()
+        """Frames of the last record."""
         self.admission: Admission
         visitor = Visitor(host, prefixes_of(host), lambda: None)
         exit.listener.reception.arrive(visitor, exit.listener.reception.upgrading)
@@ -187,12 +190,14 @@ class Visit:
     async def read(self, kind: int) -> wire.Frame:
         """The next frame of that kind; others are passed over."""
         while True:
+            while self._unread:
+                frame = self._unread.popleft()
+                if frame[0] == kind:
+                    return frame
             header = await self.pipe.read_exactly(HEADER)
             record = header + await self.pipe.read_exactly(int.from_bytes(header))
             plaintext, _ = self.admission.keys.opener.open(memoryview(record), 0)
-            for frame in decode_frames(bytes(plaintext or b"")):
-                if frame[0] == kind:
-                    return frame
+            self._unread.extend(decode_frames(bytes(plaintext or b"")))
 
     async def is_closed(self) -> bool:
         """Whether the exit closes the connection without another byte; waits until it does one or the other."""
