@@ -25,9 +25,9 @@ from cryprq_proxy.exit import (
     handshake_thread,
     limits,
     lobby,
+    peer_session,
     proxy_protocol,
     reception,
-    sessions,
     ticket_book,
     websocket_listener,
 )
@@ -671,7 +671,7 @@ NUMBERS: dict[str, list[float]] = {
         BOUNDS.detached_sessions_per_peer,
         BOUNDS.resume_seconds,
     ],
-    "paths of a session at a time": [sessions.MOST_PATHS],
+    "paths of a session at a time": [peer_session.MOST_PATHS],
     "records that it sends before it has read the verdict": [path.MAX_EARLY],
     "tickets that each session has at the exit: for how many paths; of how many epochs": [
         ticket_book.AHEAD,
@@ -682,7 +682,7 @@ NUMBERS: dict[str, list[float]] = {
         BOUNDS.opens_per_second,
     ],
     "streams that it opens at an exit that is about to stop, after it was asked to leave": [
-        sessions.IN_FLIGHT_SECONDS
+        peer_session.IN_FLIGHT_SECONDS
     ],
     "sessions told of, added up or encoded in one turn, when the status is asked for": [
         TOLD_AT_ONCE,

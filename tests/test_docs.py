@@ -50,7 +50,7 @@ from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
-from cryprq_proxy.exit.sessions import MOST_PATHS
+from cryprq_proxy.exit.peer_session import MOST_PATHS
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.lane import layout, replay, sealed_train, slices
 from cryprq_proxy.lane import path as lane_path

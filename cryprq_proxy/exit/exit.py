@@ -39,8 +39,9 @@ from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
 from .listener import ExitListener
+from .peer_session import PeerSession
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork
-from .sessions import PeerSession, Sessions
+from .sessions import Sessions
 from .settings import ExitSettings
 from .targets import Targets
 

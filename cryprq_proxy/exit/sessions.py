@@ -1,4 +1,5 @@
-"""The sessions of an exit: which peer has which, what each is given, and how long one without a carrier is kept.
+"""The sessions of an exit: which peer has which, what each is given, and how long one without a carrier is kept. One of
+them is a PeerSession (peer_session.py).
 
 A session outlives its carriers: until `resume_seconds` have passed its peer may join it by another one. What one peer
 may hold is bounded in number: sessions without a carrier and the carriers of one here, sessions with one in exit.py.
@@ -11,16 +12,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
-from math import inf
-from typing import Final
-
-from msgspec import structs
 
 from ..base.clock import clock
 from ..base.descriptors import for_streams
-from ..base.faults import contained, report_fault
-from ..carriers.carrier import Carrier
-from ..carriers.congestion import CongestionChoice
+from ..base.faults import contained
 from ..carriers.lane.batch import SocketAddress
 from ..carriers.lane.listener import LaneListener
 from ..carriers.lane.packet_link import NO_ADDRESSES, NetworkLink, PacketLink
@@ -30,132 +25,22 @@ from ..crypto.identity import PeerId
 from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider, system_entropy
 from ..errors import CloseReason, CryprqError, PeerError, StreamReason
-from ..outbound.resolving.resolver import Resolver
-from ..outbound.socket_group import SocketGroup
 from ..outbound.udp_association import MAX_SOCKETS, UdpAssociation
-from ..outbound.waiting_datagrams import HeldBytes
 from ..session.retention import MemoryBudget
 from ..session.session import Session
-from ..session.status import Totals, session_status
+from ..session.status import Totals
 from ..session.streams import Stream
-from ..session.turns import TurnBudget
 from ..session.windows import WindowBudget
-from ..session.wire import GOAWAY, StreamProtocol, encode_bare
-from ..status import PeerSessionStatus
+from ..session.wire import StreamProtocol
 from .descriptor_shares import Claim, DescriptorShares
 from .limits import TokenBucket
+from .peer_session import PeerSession, PeerShare
 from .providers import PacketNetwork
 from .settings import ExitSettings
 from .targets import Targets
 from .ticket_book import TicketBook
 
 _log = logging.getLogger(__name__)
-
-MOST_PATHS: Final = 4
-"""Carriers of one session; one more takes the place of the oldest that is not in use."""
-IN_FLIGHT_SECONDS: Final = 5.0
-"""For which streams are still served after the peer was asked to leave. Requests that it sent before it heard that
-come by then, also over a path with long queues; what has followed them could not be sent to another exit."""
-
-
-class PeerShare:
-    """The sessions of one peer, those whose carrier was lost last at the end, and what they have together: how many
-    streams they open, their work in a turn of the loop, the sockets of their targets, and the bytes that wait for
-    names."""
-
-    __slots__ = ("held", "opens", "sessions", "sockets", "turn")
-
-    def __init__(self, opens: TokenBucket, loop: asyncio.AbstractEventLoop) -> None:
-        self.opens = opens
-        self.turn = TurnBudget(loop.call_soon)
-        self.sockets = SocketGroup(loop, self.turn)
-        self.held = HeldBytes()
-        self.sessions: dict[bytes, PeerSession] = {}
-
-
-class PeerSession:
-    """One session of one peer, its carriers by the numbers of their paths, and its packet link if it agreed on one.
-
-    `taken` is the highest number of a path that was let in, `signed_at` when a signed handshake last was.
-    """
-
-    __slots__ = (
-        "_sessions",
-        "carriers",
-        "expiry",
-        "opens_until",
-        "packet_link",
-        "peer",
-        "peer_text",
-        "resolver",
-        "session",
-        "signed_at",
-        "taken",
-    )
-
-    def __init__(self, sessions: Sessions, peer: PeerId, session: Session, resolver: Resolver) -> None:
-        self._sessions = sessions
-        self.peer = peer
-        self.peer_text = str(peer)
-        """For the status, which is asked for more often than a session begins."""
-        self.resolver = resolver
-        self.session = session
-        self.carriers: dict[int, Carrier] = {}
-        self.packet_link: PacketLink | None = None
-        self.taken = -1
-        self.signed_at = clock()
-        self.expiry: asyncio.TimerHandle | None = None
-        self.opens_until = inf
-        """The time from which new streams are refused."""
-
-    @property
-    def carrier(self) -> Carrier | None:
-        """The one in use."""
-        path = self.session.current
-        return None if path is None else self.carriers.get(path.number)
-
-    def status(self, now: float) -> PeerSessionStatus:
-        congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
-        carriers = {number: (carrier.kind, "") for number, carrier in self.carriers.items()}
-        return PeerSessionStatus(
-            peer_id=self.peer_text,
-            link="up" if self.carriers else "down",
-            congestion=congestion.control,
-            connection_round_trip=congestion.round_trip,
-            packets=None if self.packet_link is None else self.packet_link.status(),
-            **structs.asdict(session_status(self.session, now, carriers)),
-        )
-
-    def ask_to_leave(self) -> None:
-        """Ask the peer to open no more streams, and to close the session when its last one has ended. As in HTTP/2 (RFC
-        9113 section 6.8), those in flight are served."""
-        self.opens_until = clock() + IN_FLIGHT_SECONDS
-        self.session.announce(encode_bare(GOAWAY))
-
-    def attach(self, carrier: Carrier) -> None:
-        """A path has joined, and `carrier` is going to move its bytes."""
-        if len(self.carriers) >= MOST_PATHS:
-            used = self.carrier
-            next(other for other in self.carriers.values() if other is not used).drop()
-        self.carriers[carrier.path.number] = carrier
-
-    def carrier_lost(self, carrier: Carrier, error: PeerError | None) -> None:
-        if self.carriers.pop(carrier.path.number, None) is None:
-            return
-        if self.carriers and self.session.closed is None:
-            return
-        try:
-            self._sessions.carrier_lost(self, error)
-        except Exception as fault:  # noqa: BLE001  nobody else would bound it in time
-            report_fault("ends a session", fault)
-            self._sessions.end(self, CloseReason.NORMAL)
-
-    def failed(self, error: PeerError) -> None:
-        """The peer did something wrong in a slow key exchange, or this program did: the session is over."""
-        for carrier in list(self.carriers.values()):
-            carrier.fail(error)
-        if self.session.closed is None:
-            self._sessions.end(self, error.reason)
 
 
 class Sessions:

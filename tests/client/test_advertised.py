@@ -20,7 +20,7 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.endpoints import ReachedExit
 from cryprq_proxy.client.packet_ports import ExitPort, NoNetwork
 from cryprq_proxy.client.settings import EndpointMemory
-from cryprq_proxy.exit.sessions import PeerSession
+from cryprq_proxy.exit.peer_session import PeerSession
 from cryprq_proxy.session.wire import GOAWAY, encode_advertise, encode_bare
 from tests.support.settle import until
 from tests.support.web_links import PLAIN, Place, Relay, echoes, opened, place

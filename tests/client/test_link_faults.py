@@ -22,7 +22,8 @@ from cryprq_proxy.client.link import ClientLink
 from cryprq_proxy.client.path_opening import PathOpener
 from cryprq_proxy.errors import CarrierFault, CloseReason, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.exit.exit import Exit
-from cryprq_proxy.exit.sessions import PeerSession, Sessions
+from cryprq_proxy.exit.peer_session import PeerSession
+from cryprq_proxy.exit.sessions import Sessions
 from cryprq_proxy.exit.ticket_book import TicketBook
 from cryprq_proxy.session.path import SessionPath
 from cryprq_proxy.session.session import Session

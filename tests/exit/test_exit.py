@@ -18,8 +18,8 @@ from cryprq_proxy.crypto.payloads import Feature
 from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason
 from cryprq_proxy.exit import exit as exit_module
 from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED, Exit
+from cryprq_proxy.exit.peer_session import IN_FLIGHT_SECONDS, MOST_PATHS, PeerSession
 from cryprq_proxy.exit.providers import NoPacketNetwork
-from cryprq_proxy.exit.sessions import IN_FLIGHT_SECONDS, MOST_PATHS, PeerSession
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.outbound.waiting_datagrams import DATAGRAM_OVERHEAD, NAME_OVERHEAD
 from cryprq_proxy.session import wire
@@ -94,7 +94,8 @@ async def test_an_exit_that_stops_lets_no_peer_in() -> None:
 async def test_an_exit_that_retires_asks_all_its_peers_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends when the last of them has left, without any waiting, and lets nobody in meanwhile."""
     now = 1000.0
-    monkeypatch.setattr("cryprq_proxy.exit.sessions.clock", lambda: now)
+    for module in ("sessions", "peer_session"):
+        monkeypatch.setattr(f"cryprq_proxy.exit.{module}.clock", lambda: now)
     async with open_exit() as exit:
         alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
         (address,) = await exit.start()
@@ -121,7 +122,8 @@ async def test_a_stream_that_crosses_the_request_to_leave_is_served(monkeypatch:
     """What was sent behind its OPEN could go to no other exit. The time begins with each carrier that is asked, since
     what was in flight on a lost one comes by the next."""
     now = 1000.0
-    monkeypatch.setattr("cryprq_proxy.exit.sessions.clock", lambda: now)
+    for module in ("sessions", "peer_session"):
+        monkeypatch.setattr(f"cryprq_proxy.exit.{module}.clock", lambda: now)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE)
         request = wire.encode_open(1, StreamProtocol.TCP, Destination(*server.getsockname()))

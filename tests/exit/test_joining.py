@@ -142,7 +142,7 @@ async def test_after_a_day_without_a_signature_the_exit_takes_no_ticket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    for module in ("exit", "sessions"):
+    for module in ("exit", "sessions", "peer_session"):
         monkeypatch.setattr(f"cryprq_proxy.exit.{module}.clock", lambda: now)
     async with open_exit() as exit:
         visits = [await Visit(exit, ALICE).admit()]

@@ -13,7 +13,7 @@ import pytest
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.carriers.lane.carrier import LaneCarrier
 from cryprq_proxy.carriers.lane.settings import LaneSettings
-from cryprq_proxy.exit.sessions import PeerSession
+from cryprq_proxy.exit.peer_session import PeerSession
 from cryprq_proxy.recovery.bbr import Bbr
 from cryprq_proxy.recovery.received import MAX_RANGES
 from cryprq_proxy.session.frames_ahead import MAX_AHEAD
