@@ -75,7 +75,7 @@ from cryprq_proxy.session import (
     session,
     session_credit,
     stream_numbers,
-    stream_table,
+    stream_receiver,
     turns,
     verdict,
     windows,
@@ -701,7 +701,7 @@ NUMBERS: dict[str, list[float]] = {
     "data that come before those in front of them, besides their bytes": [
         reassembly.MAX_PIECES,
         reassembly.MAX_SESSION_PIECES,
-        stream_table.SPARE_PIECES,
+        stream_receiver.SPARE_PIECES,
     ],
     "of messages of a rotation: parts that wait for the rest; a part": [wire.PARTS, wire.MAX_PART],
     "what comes by the lane for streams whose OPEN has not come; frames that wait there for the next turn; streams "

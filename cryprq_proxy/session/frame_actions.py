@@ -1,7 +1,7 @@
 """What a session does with each kind of frame that names no stream: a table by kind, and one for those that are about
 the path on which they come.
 
-For those that name one see stream_table.py.
+For those that name one see stream_receiver.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from . import wire
 from .acknowledgements import AcknowledgedSession, receive_abandon, receive_ack
 from .datagrams import BasePacketLink
 from .path import SessionPath
+from .stream_receiver import StreamReceiver
 from .wire import LaneUse
 
 
@@ -25,6 +26,8 @@ class ActingSession(AcknowledgedSession, Protocol):
     def dialler(self) -> bool: ...
     @property
     def packet_link(self) -> BasePacketLink: ...
+    @property
+    def receiver(self) -> StreamReceiver: ...
     def receive_prefer(self, serial: int, number: int, /) -> None: ...
     def receive_close(self, reason: CloseReason, /) -> None: ...
     def set_lane_use(self, use: LaneUse, /) -> None: ...
@@ -74,7 +77,7 @@ PATH_ACTIONS: Final[dict[int, Callable[[ActingSession, SessionPath, Any], None]]
     wire.PONG: lambda session, path, token: path.pong_received(token, session.now),
 }
 ACTIONS: Final[dict[int, Callable[[ActingSession, Any], None]]] = {
-    wire.STREAMS: lambda session, count: session.table.receive_streams(count),
+    wire.STREAMS: lambda session, count: session.receiver.receive_streams(count),
     wire.REKEY: _rotate(wire.REKEY),
     wire.REKEY_ANSWER: _rotate(wire.REKEY_ANSWER),
     wire.REKEY_PLEASE: lambda session, epoch: session.rotation.asked(epoch, session.now),

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from ..errors import CloseReason, PeerError
 from . import wire
 from .frame_reader import read_frames
+from .stream_receiver import StreamReceiver
 from .stream_table import StreamTable
 from .turns import BYTES_PER_UNIT, DATA_COST, FRAME_COSTS, RECORD_WORK, TurnBudget
 from .wire import DATA, MAX_OFFSET, Frame
@@ -34,6 +35,8 @@ class InboxSession(Protocol):
     def closed(self) -> CloseReason | None: ...
     @property
     def table(self) -> StreamTable: ...
+    @property
+    def receiver(self) -> StreamReceiver: ...
     @property
     def turn(self) -> TurnBudget: ...
     def check_kept(self) -> None: ...
@@ -62,12 +65,12 @@ class LaneInbox:
         if not stream or not data or offset + len(data) > MAX_OFFSET:
             raise PeerError(CloseReason.PROTOCOL, "the peer sent malformed stream data on the lane")
         session.turn.spend(DATA_COST + len(data) // BYTES_PER_UNIT)
-        table = session.table
+        table, receiver = session.table, session.receiver
         if stream not in table.live and table.numbers.to_come(stream):
-            return table.ahead.hold([(DATA, stream, (offset, data))])
-        if not table.has_room(stream, offset):
+            return receiver.ahead.hold([(DATA, stream, (offset, data))])
+        if not receiver.has_room(stream, offset):
             return False
-        table.receive_data(stream, offset, data)
+        receiver.receive_data(stream, offset, data)
         return True
 
     def take_frames(self, plaintext: bytes) -> bool:
@@ -79,7 +82,7 @@ class LaneInbox:
         ahead: list[Frame] = []
         others: list[Frame] = []
         opened: set[int] = set()
-        table = session.table
+        table, receiver = session.table, session.receiver
         for frame in read_frames(plaintext):
             kind, id, value = frame
             if kind >= wire.RELIABLE and kind != wire.CLOSE:
@@ -90,10 +93,10 @@ class LaneInbox:
             elif id and kind in _OF_A_STREAM and id not in opened and table.numbers.to_come(id):
                 ahead.append(frame)
                 continue
-            elif kind == DATA and not table.has_room(id, value[0]):  # type: ignore[index]
+            elif kind == DATA and not receiver.has_room(id, value[0]):  # type: ignore[index]
                 return False
             others.append(frame)
-        if ahead and not table.ahead.hold(ahead):
+        if ahead and not receiver.ahead.hold(ahead):
             return False
         self._frames.extend(others)
         self._bytes += len(plaintext)

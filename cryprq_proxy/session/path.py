@@ -29,6 +29,7 @@ from .path_length import PathLength
 from .records import OVERHEAD, RecordOpener
 from .retention import PathLog
 from .rotation import NEVER
+from .stream_receiver import StreamReceiver
 from .suspicion import LEAST_LATE, Suspicion
 from .turns import BYTES_PER_UNIT, DATA_COST, FILL_WORK, FRAME_COSTS, RECORD_WORK, TurnBudget
 from .verdict import open_verdict
@@ -81,6 +82,8 @@ class PathSession(OutgoingSession, Protocol):
     def turn(self) -> TurnBudget: ...
     @property
     def windows(self) -> WindowPool: ...
+    @property
+    def receiver(self) -> StreamReceiver: ...
     @property
     def ledger(self) -> EpochLedger: ...
     @property
@@ -414,7 +417,7 @@ class SessionPath:
             left = self._take_frames(self._frames, left)
         if self._early_left is not None:
             position, left = self._receive_early(data, left)
-        table, keys = session.table, self.keys
+        receive_data, keys = session.receiver.receive_data, self.keys
         while left > 0 and not self.ended and session.closed is None:
             plaintext, position = keys.opener.open(data, position)
             if plaintext is None:
@@ -424,7 +427,7 @@ class SessionPath:
                 stream, offset, payload = read_data(plaintext)
                 self._ack_due = True
                 self._unacknowledged += len(payload)
-                table.receive_data(stream, offset, payload)
+                receive_data(stream, offset, payload)
                 continue
             left = self._take_record(
                 frame_reader.read_frames(bytes(plaintext)), plaintext[0], left - RECORD_WORK, now

@@ -4,7 +4,7 @@ Out: a handler puts data into its stream's queue (streams.py), and the session w
 (path_choice.py). The path's carrier calls `fill` (outgoing.py): the scheduler chooses a stream (scheduler.py), the
 frame is sealed directly into the carrier's buffer and kept in the path's log (retention.py). In: the carrier calls
 `receive` of its path, every record is opened, and a table tells what to do with each frame: in frame_actions.py, or
-in stream_table.py for those that name a stream. Data goes to the stream's handler.
+in stream_receiver.py for those that name a stream. Data goes to the stream's handler.
 
 A path that is lost takes nothing with it: what it has carried and the peer has not acknowledged goes first on the next
 path. That is all there is to resume a session. It lives as long as its owner keeps it.
@@ -39,7 +39,8 @@ from .retention import MemoryBudget, PathLog, Retention, SlotPool
 from .rotation import Offload, Rotation, RotationLimits, inline
 from .scheduler import Scheduler
 from .session_events import SessionEvents
-from .stream_table import STREAM_FRAMES, AcceptStream, StreamTable, refuse_streams
+from .stream_receiver import STREAM_FRAMES, AcceptStream, StreamReceiver, refuse_streams
+from .stream_table import StreamTable
 from .streams import Stream, StreamHandler
 from .turns import DROPS_PER_UNIT, TurnBudget
 from .windows import WindowBudget, WindowPool
@@ -111,10 +112,10 @@ class Session:
             turn=turn,
             rates=self.rates,
             events=self.events,
-            accept_stream=accept_stream,
             last_stream=last_stream,
             now=now,
         )
+        self.receiver = StreamReceiver(self.table, accept_stream)
         self.packet_link: BasePacketLink = BasePacketLink()
         self.ledger = EpochLedger()
         self.rotation = Rotation(
@@ -389,6 +390,7 @@ class Session:
     def _close(self, reason: CloseReason, stream_reason: StreamReason) -> None:
         self.closed = reason
         self.ending = self.table.clear()[::-1]
+        self.receiver.clear()
         reset_in_turns(self.ending, stream_reason, self.turn, self.table.faults)
         self.datagrams.clear()
         self.packets.clear()
@@ -415,7 +417,7 @@ class Session:
     @property
     def bytes_received(self) -> int:
         """Stream data and datagram payload since the session began."""
-        return self.table.bytes_received
+        return self.receiver.bytes_received
 
     @property
     def moved(self) -> int:
@@ -495,7 +497,7 @@ class Session:
         """Act on a frame that came on `path`. Raises PeerError."""
         receive = STREAM_FRAMES.get(kind)
         if receive is not None:
-            receive(self.table, id, value)
+            receive(self.receiver, id, value)
             return
         if kind in CONTROL_FRAMES:
             self.rates.control(kind, self.rotation.current, self.now)

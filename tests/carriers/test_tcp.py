@@ -457,7 +457,7 @@ class Faulty(Scheduler):
 
 def fault_when_data_comes(stage: Stage) -> None:
     opened(stage)
-    stage.link.client.table.receive_data = raise_fault  # type: ignore[assignment]
+    stage.link.client.receiver.receive_data = raise_fault  # type: ignore[assignment]
     stage.link.served[1].say(b"data")
     stage.sock.incoming += stage.answer()
 

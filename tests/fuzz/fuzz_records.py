@@ -78,7 +78,7 @@ def fuzz_session(data: atheris.FuzzedDataProvider) -> None:
 
 
 def check_closed(session: Session) -> None:
-    if session.streams or session.retention.kept or session.table.pieces.used:
+    if session.streams or session.retention.kept or session.receiver.pieces.used:
         raise RuntimeError("a closed session kept something")
 
 

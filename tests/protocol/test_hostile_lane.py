@@ -276,7 +276,7 @@ async def test_data_for_streams_that_are_never_opened_has_a_bound(stage: Stage) 
     for number in range(2_000, 2_600):
         sent.append(lane.send(stream_message(number, 0, bytes(1_000), ask=True)))
         await asyncio.sleep(0)
-    ahead = of_exit(stage).session.table.ahead
+    ahead = of_exit(stage).session.receiver.ahead
     await session.until(lambda: len(lane.acked & set(sent)) > 100)
     assert await comes_back(session, stage.echo, MEGABYTE)
     assert 100_000 < ahead.bytes <= MAX_AHEAD

@@ -166,7 +166,7 @@ def test_datagrams_from_the_lane_reach_only_streams_of_datagrams() -> None:
     link.carrier.settle()
     assert app.stream is not None and tcp.stream is not None
     for id in (app.stream.id, tcp.stream.id, 99):
-        link.exit.table.datagram_from_lane(id, NAME, memoryview(b"beside"))
+        link.exit.receiver.datagram_from_lane(id, NAME, memoryview(b"beside"))
     assert link.served[app.stream.id].datagrams == [(NAME, b"beside")]
     assert not link.served[tcp.stream.id].datagrams
 

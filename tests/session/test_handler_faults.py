@@ -66,7 +66,7 @@ def say_datagram(link: Link, faulty: Faulty, far: App) -> None:
 
 def say_datagram_on_the_lane(link: Link, faulty: Faulty, far: App) -> None:
     assert faulty.stream is not None
-    link.client.table.datagram_from_lane(faulty.stream.id, TARGET, memoryview(b"datagram"))
+    link.client.receiver.datagram_from_lane(faulty.stream.id, TARGET, memoryview(b"datagram"))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_at_the_exit_a_stream_with_all_that_belongs_to_it() -> None:
         served = on.link.served[1]
         assert served.received == b"one, two" and served.events[-1] == ("eof",), order
         assert served.stream is not None and served.stream.send_limit == 1 << 20
-        assert not on.exit.table.ahead.bytes
+        assert not on.exit.receiver.ahead.bytes
 
 
 def test_at_the_exit_a_stream_that_is_reset() -> None:
@@ -173,7 +173,7 @@ def test_the_end_of_a_session_and_what_comes_behind_it() -> None:
         on = LanePair()
         give(on, on.exit, order)
         assert on.exit.closed is CloseReason.NORMAL and not on.exit.streams
-        assert not on.exit.table.ahead.bytes
+        assert not on.exit.receiver.ahead.bytes
 
 
 @pytest.mark.parametrize("reset", [True, False])

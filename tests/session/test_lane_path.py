@@ -19,7 +19,7 @@ from cryprq_proxy.session.lane_loads import FramesLoad, StreamLoad
 from cryprq_proxy.session.path import ACK_DELAY
 from cryprq_proxy.session.reassembly import MAX_PIECES
 from cryprq_proxy.session.scheduler import MAX_SLICES
-from cryprq_proxy.session.stream_table import SPARE_PIECES
+from cryprq_proxy.session.stream_receiver import SPARE_PIECES
 from cryprq_proxy.session.suspicion import LEAST_LATE
 from cryprq_proxy.session.turns import TURN_WORK
 from cryprq_proxy.session.wire import DATA, FIN, OPEN, RELIABLE, LaneUse, StreamProtocol
@@ -355,10 +355,10 @@ def test_what_belongs_to_a_stream_waits_for_its_open() -> None:
     app.say(TEXT[:5_000], finish=True)
     for load in on.take(on.client):
         assert on.deliver(on.client, load)
-    assert not on.link.served and on.exit.table.ahead.bytes > 5_000 and len(on.exit.table.ahead) == 1
+    assert not on.link.served and on.exit.receiver.ahead.bytes > 5_000 and len(on.exit.receiver.ahead) == 1
     assert on.deliver(on.client, opening)
     assert on.link.served[1].received == TEXT[:5_000] and on.link.served[1].events[-1] == ("eof",)
-    assert not on.exit.table.ahead.bytes
+    assert not on.exit.receiver.ahead.bytes
 
 
 def test_what_waits_for_an_open_is_there_when_a_record_path_brings_that() -> None:
@@ -384,10 +384,10 @@ def test_what_finds_no_room_before_its_open_is_refused() -> None:
     lane, data = on.lane(on.exit), memoryview(bytes(60_000))
     taken = [lane.stream_data(1, 60_000 * number, data, on.now) for number in range(8)]
     assert taken == [True] * 4 + [False] * 4
-    assert on.exit.table.ahead.bytes <= MAX_AHEAD
+    assert on.exit.receiver.ahead.bytes <= MAX_AHEAD
     # Many small ones count for the objects that they are.
     accepted = sum(lane.frames(memoryview(wire.encode_fin(2 + number, 0)), on.now) for number in range(2_000))
-    assert accepted < 2_000 and on.exit.table.ahead.bytes <= MAX_AHEAD
+    assert accepted < 2_000 and on.exit.receiver.ahead.bytes <= MAX_AHEAD
 
 
 def test_of_a_datagram_all_frames_are_refused_or_none() -> None:

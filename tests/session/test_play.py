@@ -157,7 +157,7 @@ def test_the_judge_sees_a_frame_in_two_places() -> None:
 
 def test_the_judge_sees_pieces_that_nobody_counts() -> None:
     play = honest_play()
-    play.victim.table.pieces.used += 1
+    play.victim.receiver.pieces.used += 1
     with pytest.raises(RuntimeError, match="0 pieces wait, 1 are counted"):
         play.judges[0].check()
 
@@ -168,7 +168,7 @@ def test_the_first_copy_of_each_byte_counts() -> None:
     (stream,) = play.victim.streams.values()
     app = stream.handler
     assert isinstance(app, Witness)
-    receive = play.victim.table.receive_data
+    receive = play.victim.receiver.receive_data
     receive(stream.id, 3, memoryview(b"def"))
     receive(stream.id, 1, memoryview(b"BCDEFG"))
     receive(stream.id, 0, memoryview(b"a"))

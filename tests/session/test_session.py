@@ -276,7 +276,7 @@ def held(session: Session) -> int:
         len(session.table.windows_due)
         + len(session.table.numbers.awaited)
         + len(session.streams)
-        + session.table.pieces.used
+        + session.receiver.pieces.used
         + len(session.scheduler._waiting)
         + session.retention.kept
         + session.datagrams.bytes

@@ -718,8 +718,8 @@ def test_bytes_that_come_early_wait_for_those_before_them(side: str) -> None:
     ):
         link.forge(victim, piece(start, end))
         assert app.received == text[:delivered]
-    table = victim.table
-    assert table.pieces.used == 0 and table.bytes_received == table.received_credit.received == 200
+    assert victim.receiver.pieces.used == 0
+    assert victim.bytes_received == victim.table.received_credit.received == 200
 
 
 @SIDES
@@ -745,13 +745,13 @@ def test_a_stream_that_ends_forgets_what_waits(side: str) -> None:
     for id in (1, 2):
         for offset in (10, 20, 30):
             link.forge(victim, data(id, 1, offset))
-    assert victim.table.pieces.used == 6
+    assert victim.receiver.pieces.used == 6
     stream = apps[0][side == "exit"].stream
     assert stream is not None
     stream.reset(GENERAL)
-    assert victim.table.pieces.used == 3
+    assert victim.receiver.pieces.used == 3
     victim.close(CloseReason.NORMAL)
-    assert victim.table.pieces.used == 0
+    assert victim.receiver.pieces.used == 0
 
 
 @SIDES
@@ -768,7 +768,7 @@ def test_a_handler_may_reset_between_two_pieces(side: str) -> None:
     victim.streams[1].announced = 1 << 20
     for offset, size in ((1, 100_000), (100_001, 100_000), (0, 1)):
         link.forge(victim, data(1, size, offset))
-    assert len(app.received) == 100_001 and victim.table.pieces.used == 0
+    assert len(app.received) == 100_001 and victim.receiver.pieces.used == 0
 
 
 # --- credit ---

@@ -540,12 +540,12 @@ def test_pieces_that_a_frame_sets_free_cost_as_frames_do() -> None:
     app, end = link.pair()
     size = MAX_DATA >> 3
     assert app.stream is not None
-    table, number = link.exit.table, app.stream.id
+    receive, number = link.exit.receiver.receive_data, app.stream.id
     before = link.exit.turn.left
     stream = link.exit.streams[number]
     stream.announced = 64 * size
     for place in range(1, 17):
-        table.receive_data(number, place * size, memoryview(bytes(size)))
+        receive(number, place * size, memoryview(bytes(size)))
     assert stream.pieces is not None and not end.received
-    table.receive_data(number, 0, memoryview(bytes(size)))
+    receive(number, 0, memoryview(bytes(size)))
     assert len(end.received) == 17 * size and before - link.exit.turn.left >= 2 * FRAME_COSTS[wire.DATA]

@@ -36,8 +36,8 @@ class FirstCopies:
 
     def __init__(self, session: Session) -> None:
         self._table = session.table
-        self._receive_data = session.table.receive_data
-        session.table.receive_data = self._checked_data  # type: ignore[method-assign]
+        self._receive_data = session.receiver.receive_data
+        session.receiver.receive_data = self._checked_data  # type: ignore[method-assign]
         self._copies: dict[int, _Copies] = {}
 
     def _checked_data(self, id: int, offset: int, payload: memoryview) -> None:

@@ -77,9 +77,9 @@ class FrameCount:
         self.received = 0
         self.opened: set[int] = set()
         self._attach = session.attach
-        self._receive_data = table.receive_data
+        self._receive_data = session.receiver.receive_data
         session.attach = self._counted_attach  # type: ignore[method-assign]
-        table.receive_data = self._counted_data  # type: ignore[method-assign]
+        session.receiver.receive_data = self._counted_data  # type: ignore[method-assign]
 
     def check(self) -> None:
         """Raises RuntimeError if more was done than one turn may hold, or than the session knows of."""

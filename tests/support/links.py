@@ -355,7 +355,7 @@ class Link:
             assert session.scheduler.queued == 0
             assert session.scheduler.next() is None
             assert not session.table.windows_due
-            assert not session.table.pieces.used
+            assert not session.receiver.pieces.used
         for one, other in ((self.client, self.exit), (self.exit, self.client)):
             credit = other.table.received_credit
             assert credit.received == one.table.sent_bytes

@@ -22,7 +22,8 @@ from cryprq_proxy.session.reassembly import PieceBudget
 from cryprq_proxy.session.retention import PathLog, Retention
 from cryprq_proxy.session.session_credit import SessionCredit
 from cryprq_proxy.session.stream_numbers import StreamNumbers
-from cryprq_proxy.session.stream_table import ENDED, StreamTable
+from cryprq_proxy.session.stream_receiver import StreamReceiver
+from cryprq_proxy.session.stream_table import ENDED
 from cryprq_proxy.session.streams import Stream, StreamHandler
 from cryprq_proxy.session.windows import WindowPool
 from tests.support.choices import Choices
@@ -45,8 +46,10 @@ def data_without_credit_of_the_session(patch: pytest.MonkeyPatch) -> None:
 
 
 def data_in_any_order(patch: pytest.MonkeyPatch) -> None:
-    deliver = StreamTable._deliver
-    patch.setattr(StreamTable, "_deliver_later", lambda table, stream, _, data: deliver(table, stream, data))
+    deliver = StreamReceiver._deliver
+    patch.setattr(
+        StreamReceiver, "_deliver_later", lambda receiver, stream, _, data: deliver(receiver, stream, data)
+    )
 
 
 def pieces_without_bound(patch: pytest.MonkeyPatch) -> None:
@@ -65,12 +68,13 @@ def gaps_without_bound(patch: pytest.MonkeyPatch) -> None:
 
 
 def reset_told_twice(patch: pytest.MonkeyPatch) -> None:
-    def receive_reset(table: StreamTable, id: int, reason: Any, final: int) -> None:
+    def receive_reset(receiver: StreamReceiver, id: int, reason: Any, final: int) -> None:
+        table = receiver._table
         stream = table.live.get(id)
         if stream is None:
-            table._late_end(5, id, final)
+            receiver._late_end(5, id, final)
             return
-        table._answer_end(stream)
+        table.answer_end(stream)
         handler: StreamHandler = stream.handler
         stream.handler = ENDED
         try:
@@ -79,7 +83,7 @@ def reset_told_twice(patch: pytest.MonkeyPatch) -> None:
         except Exception as error:
             table.faults.report(error)
 
-    patch.setattr(StreamTable, "receive_reset", receive_reset)
+    patch.setattr(StreamReceiver, "receive_reset", receive_reset)
 
 
 def no_control_rate(patch: pytest.MonkeyPatch) -> None:

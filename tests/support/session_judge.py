@@ -243,8 +243,9 @@ class Judge:
         if table.numbers._seen.gaps > GAPS:
             raise broken(f"{table.numbers._seen.gaps} gaps between the numbers of streams are kept")
         pieces = [stream.pieces.pieces for stream in table.live.values() if stream.pieces is not None]
-        if sum(pieces) != table.pieces.used or 0 in pieces:
-            raise broken(f"{sum(pieces)} pieces wait, {table.pieces.used} are counted")
+        counted = self.session.receiver.pieces.used
+        if sum(pieces) != counted or 0 in pieces:
+            raise broken(f"{sum(pieces)} pieces wait, {counted} are counted")
         if max(pieces, default=0) > PIECES or sum(pieces) > SESSION_PIECES:
             raise broken(f"{sum(pieces)} pieces wait, {max(pieces)} of one stream")
 
@@ -312,7 +313,7 @@ class Judge:
         self._check_nothing_kept()
         if session.paths or session.retention.waits or any(path.log.units or path._frames for path in paths):
             raise broken("a path of a closed session keeps something")
-        if table.pieces.used or table.windows_due or table._starved:
+        if session.receiver.pieces.used or table.windows_due or table._starved:
             raise broken("the streams of a closed session keep something")
         if (
             session.rotation._records

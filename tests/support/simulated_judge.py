@@ -73,8 +73,8 @@ def _check_streams(host: Host) -> None:
         raise Broken(f"the windows use {extra} bytes of the pool and leave {session.windows.free}")
     if queued != session.scheduler.queued:
         raise Broken("the scheduler counts other bytes than the streams have queued")
-    if pieces != table.pieces.used or pieces > reassembly.MAX_SESSION_PIECES:
-        raise Broken(f"{pieces} pieces wait, and {table.pieces.used} are counted")
+    if pieces != session.receiver.pieces.used or pieces > reassembly.MAX_SESSION_PIECES:
+        raise Broken(f"{pieces} pieces wait, and {session.receiver.pieces.used} are counted")
 
 
 def check_agreement(client: Session, exit: Session) -> None:
@@ -106,9 +106,15 @@ def check_clean(host: Host, other: Host) -> None:
     retention, credit = session.retention, session.table.received_credit
     if session.closed is not None:
         raise Broken(f"the session of the {side(host)} is closed: {session.closed!r}")
-    kept = (session.streams, table.numbers.awaited, retention.kept, retention.next(), table.pieces.used)
+    kept = (
+        session.streams,
+        table.numbers.awaited,
+        retention.kept,
+        retention.next(),
+        session.receiver.pieces.used,
+    )
     waiting = (
-        table.ahead.bytes,
+        session.receiver.ahead.bytes,
         table.windows_due,
         table._starved,
         session.scheduler.queued,

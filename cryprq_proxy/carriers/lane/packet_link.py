@@ -118,7 +118,7 @@ class PacketLink(BasePacketLink):
         """Drop a packet: none was agreed on."""
 
     def datagram(self, stream: int, destination: Destination, payload: memoryview) -> None:
-        self._session.table.datagram_from_lane(stream, destination, payload)
+        self._session.receiver.datagram_from_lane(stream, destination, payload)
 
     def lane_changed(self) -> None:
         self._lane_changed()
