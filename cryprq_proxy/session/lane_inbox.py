@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from ..errors import CloseReason, PeerError
 from . import wire
 from .frame_reader import read_frames
+from .rotation import Rotation
 from .stream_receiver import StreamReceiver
 from .stream_table import StreamTable
 from .turns import BYTES_PER_UNIT, DATA_COST, FRAME_COSTS, RECORD_WORK, TurnBudget
@@ -37,6 +38,8 @@ class InboxSession(Protocol):
     def table(self) -> StreamTable: ...
     @property
     def receiver(self) -> StreamReceiver: ...
+    @property
+    def rotation(self) -> Rotation: ...
     @property
     def turn(self) -> TurnBudget: ...
     def check_kept(self) -> None: ...
@@ -88,6 +91,8 @@ class LaneInbox:
             if kind >= wire.RELIABLE and kind != wire.CLOSE:
                 name = wire.Kind(kind).name
                 raise PeerError(CloseReason.PROTOCOL, f"the peer sent a {name} frame on the lane")
+            if kind in (wire.REKEY, wire.REKEY_ANSWER) and session.rotation.bound:
+                return False
             if kind == wire.OPEN:
                 opened.add(id)
             elif id and kind in _OF_A_STREAM and id not in opened and table.numbers.to_come(id):

@@ -206,7 +206,8 @@ class LanePath:
             self.choice.up(self.least_round_trip, now)
         self.choice.tcp(there, now)
         self._see_deadline()
-        if not self.up or self.session.lane_use is LaneUse.TCP:
+        if not self.up or self.session.lane_use is LaneUse.TCP or self.session.rotation.bound:
+            # Bound, because who has learned the secrets of this epoch can speak on the lane.
             return False
         return self.choice.lane or (current is not None and current.in_doubt and not self.in_doubt)
 

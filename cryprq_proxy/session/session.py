@@ -366,6 +366,10 @@ class Session:
 
     def renewed(self) -> None:
         self.events.renewed()
+        if self.lane is not None:
+            if self.rotation.bound:
+                self.lane.outbox.give_up()
+            self.choose()
 
     @property
     def path_keys(self) -> Iterable[PathKeys]:

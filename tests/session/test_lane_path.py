@@ -777,3 +777,34 @@ def test_the_end_is_said_once_on_the_lane_too() -> None:
     for session, budget in zip((on.client, on.exit), on.link.budgets, strict=True):
         assert session.retention.kept == 0 and budget.used == 0
     on.lane(on.client).acked([whole(load)], on.now)
+
+
+# --- after a signed join ---
+
+
+@pytest.mark.parametrize("dialler", [False, True])
+def test_behind_a_signed_join_no_part_of_a_rotation_is_taken_by_the_lane(dialler: bool) -> None:
+    """Somebody may have learned the secrets of the epoch, and with them the keys of the lane."""
+    on = LanePair()
+    session = on.client if dialler else on.exit
+    session.rotation.bind(0, on.now)
+    kind = wire.REKEY_ANSWER if dialler else wire.REKEY
+    assert not on.lane(session).frames(memoryview(wire.encode_part(kind, 1, 0, b"his")), on.now)
+    assert session.closed is None and session.rotation.current == 0
+
+
+def test_behind_a_signed_join_the_lane_carries_nothing_before_the_next_epoch() -> None:
+    """What was on it goes by the path, the parts of a rotation among it."""
+    on = LanePair()
+    app, other = on.pair()
+    on.client.rotation.start(on.now)
+    app.say(b"hello")
+    assert on.take(on.client), "and is lost"
+    for session in (on.exit, on.client):
+        session.rotation.bind(0, on.now)
+        assert not on.lane(session).carries
+    assert on.take(on.client) == on.take(on.exit) == []
+    on.link.carrier.settle()
+    on.settle()
+    assert other.received == b"hello" and on.client.rotation.current == on.exit.rotation.current == 1
+    assert on.lane(on.client).carries and on.lane(on.exit).carries
