@@ -12,6 +12,9 @@ that throttles UDP nor one that loses much on every path makes the choice go to 
 that the one in use is gone comes HOLD_SECONDS after the one before at the earliest. But to TCP, for a round trip that
 has turned out to be short, it comes at once.
 
+A lane that falls rests only if TCP answers meanwhile. Where TCP is silent too, all of the network was dark: this says
+nothing about UDP.
+
 Nothing is measured here. A method that learns something returns whether `lane` has changed by it. Rates are in bytes,
 and times in seconds.
 """
@@ -66,6 +69,8 @@ class LaneChoice:
         self._last_rest = 0.0
         self._rests_until = -inf
         self._rests_why = ""
+        self._fell_after: float | None = None
+        """Since the lane fell that carried, and it is not known whether UDP alone failed: how long it had been well."""
         self._trouble_at = -inf
         """When the lane's rounds were bad."""
         self._trial: float | None = None
@@ -89,18 +94,25 @@ class LaneChoice:
 
     def up(self, round_trip: float, now: float) -> bool:
         """The lane's check has succeeded, or it answers again. `round_trip` is the least, without queues."""
-        self._up = True
+        self._up, self._fell_after = True, None
         self._see_round_trip(round_trip)
         return self._choose(now)
 
     def down(self, why: str, now: float) -> bool:
-        """It works no longer, or is silent. `why`: part of a sentence."""
+        """It works no longer, or is silent. `why`: part of a sentence. Call `alone` if TCP answers."""
         if self._up and self.lane:
-            self._rests_until = max(self._rests_until, now + self._rest(HOLD_SECONDS, now))
-            self._rests_why = f"the lane fell a short time ago: {why}"
+            self._fell_after = self._well(now)
         self._up = False
         self._down_why = why
         return self._choose(now)
+
+    def alone(self, now: float) -> None:
+        """TCP answers while the lane, which fell a moment ago, does not."""
+        if self._fell_after is not None:
+            rest = self._rest(HOLD_SECONDS, self._fell_after)
+            self._rests_until = max(self._rests_until, now + rest)
+            self._rests_why = f"the lane fell a short time ago: {self._down_why}"
+            self._fell_after = None
 
     def tcp(self, there: bool, now: float) -> bool:
         """Whether there is a record path that is admitted and not in doubt."""
@@ -164,7 +176,7 @@ class LaneChoice:
             and now >= max(self._next_trial, self._changed_at + HOLD_SECONDS)
         ):
             self._trial = self._bad_rate
-            self._rests_until = self._next_trial = now + self._rest(FIRST_REST, now)
+            self._rests_until = self._next_trial = now + self._rest(FIRST_REST, self._well(now))
             self._rests_why = (
                 f"UDP loses {loss:.0%}, so TCP is tried"
                 if loss > MOST_LOSS
@@ -173,9 +185,13 @@ class LaneChoice:
         self._trouble_at = now
         return self._choose(now)
 
-    def _rest(self, least: float, now: float) -> float:
-        """How long the lane rests after this attempt, or TCP is not tried again."""
-        if now - max(self._changed_at, self._trouble_at) >= max(STEADY_SECONDS, self._last_rest):
+    def _well(self, now: float) -> float:
+        """For how long the lane has had no trouble."""
+        return now - max(self._changed_at, self._trouble_at)
+
+    def _rest(self, least: float, well: float) -> float:
+        """How long the lane rests after this attempt, or TCP is not tried again. `well`: for how long it was."""
+        if well >= max(STEADY_SECONDS, self._last_rest):
             self._last_rest = 0.0
         self._last_rest = min(max(2 * self._last_rest, least), LONGEST_REST)
         return self._last_rest

@@ -28,7 +28,7 @@ from .lane_choice import LaneChoice
 from .lane_inbox import InboxSession, LaneInbox
 from .lane_loads import FramesLoad, LaneLog, Load, Part
 from .lane_outbox import LaneOutbox, LaneSender
-from .liveness import UNKNOWN_ROUND_TRIP
+from .liveness import OVERDUE, UNKNOWN_ROUND_TRIP
 from .path import SessionPath
 from .retention import PathLog, Unit
 from .rotation import NEVER
@@ -92,6 +92,8 @@ class LanePath:
         self._timeouts = 0
         self._outrun = False
         """Whether the record path has answered what it was asked since then."""
+        self._alone = False
+        """Whether it has done so at once: UDP alone fails, and not all of the network."""
         self._asked = self._overtakes_at = NEVER
         """As those of a SessionPath."""
         self._keys = _KeysOfLane(session)
@@ -132,13 +134,21 @@ class LanePath:
             self.least_round_trip = round_trip
             self.choice.up(round_trip, now)
         else:
-            self.up = False
-            self.choice.down(why, now)
-            self.outbox.give_up()
+            self._fall(why, now)
         session.choose()
         if up:
             self._prove()
         self.wake()
+
+    def _fall(self, why: str, now: float) -> None:
+        self.up = False
+        self.choice.down(why, now)
+        if self._alone:
+            self.choice.alone(now)
+        else:
+            self._be_silent(now)
+            self._ask_path()
+        self.outbox.give_up()
 
     def alone(self) -> None:
         """The last path was lost."""
@@ -285,25 +295,37 @@ class LanePath:
 
     def silent(self, now: float, timeouts: int) -> None:
         """Nothing was acknowledged for so many probe time-outs in a row: 1, 2, and so on."""
-        session = self.session
-        session.now = now
-        if self.silent_since == NEVER:
-            self.silent_since = now
+        self.session.now = now
+        self._be_silent(now)
         self._timeouts = timeouts
         if self._outrun and timeouts >= SILENT:
             self._doubt()
-        elif session.current is not None and session.current.admitted:
+        else:
+            self._ask_path()
+
+    def _be_silent(self, now: float) -> None:
+        if self.silent_since == NEVER:
+            self.silent_since = now
+
+    def _ask_path(self) -> None:
+        session = self.session
+        if session.current is not None and session.current.admitted and session.closed is None:
             session.current.measure()
 
-    def outrun(self, asked: float) -> bool:
-        """A record path has answered what it was asked at that time. Whether it is to be asked again, since the lane
-        was not silent then."""
-        if self.silent_since == NEVER or self.in_doubt:
+    def outrun(self, asked: float, round_trip: float) -> bool:
+        """A record path, whose answers take so long without queues, has answered what it was asked at that
+        time. Whether it is to be asked again, since the lane was not silent then."""
+        if self.silent_since == NEVER or self._outrun:
             return False
         if self.silent_since > asked:
             return True
+        now = self.session.now
         self._outrun = True
-        if self._timeouts >= SILENT:
+        self._alone = now - self.silent_since <= 2 * round_trip + OVERDUE
+        if not self.up:
+            if self._alone:
+                self.choice.alone(now)
+        elif self._timeouts >= SILENT:
             self._doubt()
         return False
 
@@ -312,6 +334,8 @@ class LanePath:
         if not self.in_doubt:
             self.in_doubt = True
             self.choice.down("UDP is silent while TCP answers", self.session.now)
+            if self._alone:
+                self.choice.alone(self.session.now)
             self.outbox.give_up()
             self.session.choose()
             self.session.wake()
@@ -335,7 +359,7 @@ class LanePath:
                 self._asked, self._overtakes_at = sent_at, now + LEAST_LATE
 
     def _trust(self) -> None:
-        self.in_doubt = self._outrun = False
+        self.in_doubt = self._outrun = self._alone = False
         self.silent_since = NEVER
         self._timeouts = 0
 

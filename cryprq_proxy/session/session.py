@@ -296,7 +296,7 @@ class Session:
         if path.in_doubt:
             return False
         doubted = [other.suspicion.since for other in self.paths.values() if other.in_doubt]
-        if self.lane is not None and self.lane.outrun(asked):
+        if self.lane is not None and self.lane.outrun(asked, path.liveness.least_round_trip):
             path.measure()
         if any(since > asked for since in doubted):
             path.measure()

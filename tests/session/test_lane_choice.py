@@ -338,6 +338,7 @@ def test_a_lane_that_falls_again_and_again_rests_longer_each_time() -> None:
     now, rests = 100.0, []
     for _ in range(10):
         choice.down(BLOCKED, now)
+        choice.alone(now)
         choice.up(ROUND, now + 0.1)
         assert not choice.lane
         [back] = wait(choice, now + LONGEST_REST)
@@ -350,14 +351,42 @@ def test_while_it_rests_it_is_said_why() -> None:
     choice = carrying()
     for now in (100.0, 106.0):
         choice.down(BLOCKED, now)
+        choice.alone(now)
         choice.up(ROUND, now + 0.1)
         wait(choice, now + HOLD_SECONDS)
     assert (choice.lane, choice.why) == (False, f"the lane fell a short time ago: {BLOCKED}")
 
 
+def test_a_fall_of_all_of_the_network_is_not_held_against_the_lane() -> None:
+    choice = carrying()
+    for now in (100.0, 110.0, 120.0, 130.0):
+        choice.down(BLOCKED, now)
+        assert choice.up(ROUND, now + HOLD_SECONDS), "it does not rest"
+        assert (choice.lane, choice.why) == (True, "UDP passes")
+
+
+def test_tcp_that_answers_when_the_lane_is_up_again_says_nothing_about_it() -> None:
+    choice = carrying()
+    choice.down(BLOCKED, 100.0)
+    choice.up(ROUND, 104.0)
+    choice.alone(104.1)
+    assert wait(choice, 200.0) == [100.0 + HOLD_SECONDS]
+
+
+def test_one_fall_is_one_rest() -> None:
+    choice = carrying()
+    for now, rest in ((100.0, HOLD_SECONDS), (110.0, 2 * HOLD_SECONDS)):
+        choice.down(BLOCKED, now)
+        for _ in range(5):
+            choice.alone(now)
+        choice.up(ROUND, now + 0.1)
+        assert wait(choice, now + 100.0) == [now + rest]
+
+
 def test_a_fall_while_tcp_carries_is_not_held_against_the_lane() -> None:
     choice = carrying(round_trip=0.0003)
     choice.down(BLOCKED, 10.0)
+    choice.alone(10.0)
     assert choice.up(ROUND, 10.1)
 
 
@@ -371,6 +400,7 @@ def test_a_lane_that_stood_for_long_comes_back_soon() -> None:
     choice = carrying()
     for now in (1000.0, 2000.0, 3000.0):
         assert choice.down(BLOCKED, now)
+        choice.alone(now)
         choice.up(ROUND, now + 3.0)
         assert wait(choice, now + 900) == [now + HOLD_SECONDS]
 
@@ -384,6 +414,7 @@ INPUTS = st.one_of(
     st.tuples(st.just("measured"), st.sampled_from([0.0001, 0.0017, 0.003, 0.1])),
     st.tuples(st.just("tcp_rate"), st.sampled_from([0.0, MBIT, 100 * MBIT])),
     st.tuples(st.just("moved")),
+    st.tuples(st.just("alone")),
     st.tuples(
         st.just("round_over"),
         st.sampled_from([0.0, MBIT, 100 * MBIT]),
@@ -413,7 +444,7 @@ def played(choice: LaneChoice, steps: Steps) -> Iterator[tuple[float, bool, bool
             before = choice.lane
             up = name == "up" or (up and name != "down")
             tcp = bool(values[0]) if name == "tcp" else tcp
-            changed = method(choice, name)(*values, now)
+            changed = bool(method(choice, name)(*values, now))
             assert changed == (choice.lane is not before)
             assert not choice.lane or up
             assert choice.lane or tcp or not up
@@ -458,7 +489,9 @@ def test_a_setting_is_obeyed_whatever_comes(steps: Steps, use: LaneUse) -> None:
 def test_a_lane_that_comes_and_goes_is_left_alone(period: float) -> None:
     choice, changes, now = carrying(), [], 0.0
     while now < 3600:
-        steps = (choice.down(BLOCKED, now), choice.up(ROUND, now + period / 2))
+        fell = choice.down(BLOCKED, now)
+        choice.alone(now)
+        steps = fell, choice.up(ROUND, now + period / 2)
         changes += [now for changed in steps if changed]
         changes += wait(choice, now + period)
         now += period

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from cryprq_proxy.session.lane_choice import HOLD_SECONDS
 from cryprq_proxy.session.lane_path import LanePath
 from tests.support.choices import Choices
 from tests.support.settings import rotation_limits
@@ -113,4 +114,37 @@ def test_a_lane_that_is_blocked_hands_over_and_takes_over_again(up: bool, down: 
     lane.go_on()
     stage.run(5.0)
     assert all(path.carries for path in lanes(stage))
+    stage.finish()
+
+
+def fail(stage: Stage, seconds: float, *, tcp: bool) -> None:
+    """The lane fails for a time, and TCP too if `tcp` says so."""
+    lane, connections = stage.lane, stage.network.connections if tcp else []
+    assert lane is not None
+    lane.block()
+    for connection in connections:
+        connection.stop()
+    stage.run(seconds)
+    lane.go_on()
+    for connection in connections:
+        connection.go_on()
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 3.0, 5.0])
+def test_black_outs_of_all_of_the_network_do_not_keep_streams_off_the_lane(seconds: float) -> None:
+    stage = moving()
+    for _ in range(6):
+        fail(stage, seconds, tcp=True)
+        stage.run(HOLD_SECONDS + 0.5)
+        assert all(path.carries for path in lanes(stage)), [path.choice.why for path in lanes(stage)]
+    stage.finish()
+
+
+@pytest.mark.parametrize("seconds", [3.0, 5.0])
+def test_a_lane_that_fails_alone_again_and_again_rests_for_longer(seconds: float) -> None:
+    stage = moving()
+    for _ in range(6):
+        fail(stage, seconds, tcp=False)
+        stage.run(3 * HOLD_SECONDS)
+    assert not any(path.carries for path in lanes(stage))
     stage.finish()
