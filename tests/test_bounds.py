@@ -11,7 +11,8 @@ from cryprq_proxy.base import accept_loop, descriptors, linger, log_writer, netl
 from cryprq_proxy.carriers import pipe, websocket
 from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
-from cryprq_proxy.carriers.lane import held, packet_link, udp_socket
+from cryprq_proxy.carriers.lane import gathered, held, packet_link, udp_socket
+from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE
 from cryprq_proxy.client import dispatcher, endpoints, leaving, reached, split_association
 from cryprq_proxy.config import authorized, decode, exits
 from cryprq_proxy.config import exit as exit_config
@@ -469,6 +470,10 @@ REACHED = {
     "what the kernel keeps for a socket of the lane, in each direction": [
         "carriers/lane/test_udp_socket.py::test_options_of_root"
     ],
+    "datagrams that a socket of the lane has read at once and nobody has taken; sizes that are prepared for that": [
+        "carriers/lane/test_gathered.py::test_it_reads_no_more_than_it_is_asked_for",
+        "carriers/lane/test_gathered.py::test_sizes_that_change_all_the_time_are_not_kept_for_ever",
+    ],
     "targets remembered as reached through an exit, to answer sooner; for how long": [
         "client/test_reached.py::test_the_oldest_is_forgotten_beyond_the_bound",
         "client/test_reached.py::test_it_is_forgotten_after_its_time",
@@ -791,6 +796,11 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "what the kernel keeps for a target that does not read, per stream": [sockets.UNSENT],
     "what the kernel keeps for a socket of the lane, in each direction": [2 * udp_socket.SOCKET_BUFFER],
+    "datagrams that a socket of the lane has read at once and nobody has taken; sizes that are prepared for that": [
+        gathered.PLACES,
+        RECEIVE_SIZE,
+        gathered.MOST_LAYOUTS,
+    ],
     "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
         BOUNDS.connect_timeout,
         address_race.MAX_ADDRESSES,

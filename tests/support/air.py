@@ -204,7 +204,7 @@ class AirSocket:
                 break
         return Batch(buffer, size, len(first), self.peer or UdpPeer(source), marked)
 
-    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None]:
+    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None, bool]:
         return read_behind(self.receive, batch, most)
 
 

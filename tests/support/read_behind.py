@@ -9,15 +9,15 @@ from cryprq_proxy.carriers.lane.batch import Batch
 
 def read_behind(
     receive: Callable[[memoryview, int], Batch | None], batch: Batch, most: int
-) -> tuple[Batch, Batch | None]:
+) -> tuple[Batch, Batch | None, bool]:
     while batch.size + batch.segment <= most:
         other = receive(batch.data, batch.size)
         if other is None:
-            break
+            return batch, None, True
         alike = (other.segment, other.peer, other.marked) == (other.size, batch.peer, batch.marked)
         if not alike or other.size > batch.segment or other.data[batch.size] != batch.data[0]:
-            return batch, other
+            return batch, other, False
         batch = batch._replace(size=batch.size + other.size)
         if other.size < batch.segment:
             break
-    return batch, None
+    return batch, None, False

@@ -81,6 +81,8 @@ class Inbox:
         """In this turn."""
         self._joined = False
         """Whether the kernel has joined some of them."""
+        self._emptied = True
+        """Whether nothing was left in the socket then. The kernel does not tell again of what the socket has read."""
         self._busy_since = self._calm_until = -inf
         self._busy_bytes = 0
         self._busy_reads = 0
@@ -165,6 +167,9 @@ class Inbox:
                 self._polling = False
                 self._calm_until = self._loop.time() + CALM_SECONDS
                 self._loop.add_reader(self._sock.fileno(), self._readable)
+                if not self._emptied:
+                    self._again = True
+                    self._loop.call_soon(self._next_turn)
                 return
             self._busy_reads = self._busy_bytes = 0
         if self._read_bytes >= RECEIVE_SIZE:
@@ -183,21 +188,23 @@ class Inbox:
     def _read(self) -> int:
         """Empty the socket as far as there are buffers. Returns the cost of what was opened at once."""
         waiting, taken = self._waiting, 0
-        self._joined = False
+        self._joined = self._emptied = False
         for _ in range(4 * BUFFERS):
             if len(waiting) >= BUFFERS:
                 break
             last = waiting[-1] if waiting else None
             if last is not None and self._polling and (most := _most(last)):
-                batch = self._read_lone(last, most)
+                batch, dry = self._read_lone(last, most)
                 if batch is None:
-                    if waiting[-1].size == last.size:
+                    if dry:
+                        self._emptied = True
                         break
                     continue
             else:
                 cut = last if last is not None and _is_cut(last) else None
                 batch = self._read_batch(cut)
                 if batch is None:
+                    self._emptied = True
                     break
                 if cut is not None and _is_rest(batch, cut):
                     waiting[-1] = cut._replace(size=cut.size + batch.size)
@@ -226,15 +233,16 @@ class Inbox:
         self._note(batch)
         return batch
 
-    def _read_lone(self, last: Batch, most: int) -> Batch | None:
-        """Put what is like it behind the last one that waits; gives what came that is not."""
-        grown, other = self._sock.receive_behind(last, most)
+    def _read_lone(self, last: Batch, most: int) -> tuple[Batch | None, bool]:
+        """Put what is like it behind the last one that waits. Returns what came that is not, and whether nothing waits
+        in the socket now."""
+        grown, other, dry = self._sock.receive_behind(last, most)
         self._waiting[-1] = grown
         self._read_bytes += grown.size - last.size
         if other is None:
-            return None
+            return None, dry or grown.size == last.size
         self._note(other)
-        return self._apart(other, grown.size)
+        return self._apart(other, grown.size), False
 
     def _note(self, batch: Batch) -> None:
         self._read_bytes += batch.size

@@ -32,6 +32,8 @@ from typing import Final
 
 from ...errors import ConfigError
 from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, SocketAddress, UdpOffload, UdpPeer
+from .gathered import CONTROL_SIZE, Reader
+from .gathered import reader as make_reader
 from .shared_port import share, steer
 
 LINUX: Final = sys.platform == "linux"
@@ -86,8 +88,6 @@ _CE: Final = 3
 _MARKS: Final = frozenset({IP_TOS, IPV6_TCLASS})
 _LOWEST: Final = 0 if sys.byteorder == "little" else -1
 """Index of the lowest byte of a number."""
-_CONTROL_SIZE: Final = 128
-"""More than CMSG_SPACE of the segment size, the mark and the larger local address need."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +111,8 @@ class UdpSocket:
         self._last_local: bytes | None = None
         self._control_for: tuple[int, bytes, bool] = (0, b"", False)
         self._control: list[tuple[int, int, bytes]] = []
+        self._reader: Reader | None = None
+        """For what the kernel does not join."""
         self.sent = 0
         self.sent_bytes = 0
         self.received = 0
@@ -359,9 +361,16 @@ class UdpSocket:
         """The next batch, in `buffer`, which has RECEIVE_SIZE bytes from `at` on; None if nothing waits. `at` is not
         part of the Batch."""
         room = buffer[at:] if at else buffer
+        while (reader := self._reader) is not None and reader.left:
+            head = reader.head()
+            reader.take(1, room)
+            if head[0]:
+                batch = self._batch(buffer, *head)
+                self._count(batch)
+                return batch
         for _ in range(PASSED_OVER):
             try:
-                size, control, _, address = self._sock.recvmsg_into((room,), _CONTROL_SIZE)
+                size, control, _, address = self._sock.recvmsg_into((room,), CONTROL_SIZE)
             except (BlockingIOError, InterruptedError):
                 return None
             except OSError:
@@ -374,37 +383,48 @@ class UdpSocket:
             return batch
         return None
 
-    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None]:
+    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None, bool]:
         """Read on behind `batch`, which was received last, until it has `most` bytes, nothing waits, or something comes
-        that the kernel would not have joined to it. Returns the batch with all that is like it, and that other one: in
-        the same buffer, behind it, where RECEIVE_SIZE bytes are left."""
+        that the kernel would not have joined to it. Returns the batch with all that is like it; that other one: in the
+        same buffer, behind it, where RECEIVE_SIZE bytes are left; and whether nothing more was waiting. What was read
+        and is not returned comes with the next calls: until `receive` returns None, or nothing was waiting."""
         buffer, size, segment, peer, marked = batch
-        kind, like = buffer[0], None
+        kind = buffer[0]
         other: Batch | None = None
+        if self._reader is None:
+            self._reader = make_reader(self._sock)
+        reader = self._reader
         while size + segment <= most:
-            try:
-                got, control, _, address = self._sock.recvmsg_into((buffer[size:],), _CONTROL_SIZE)
-            except (BlockingIOError, InterruptedError):
+            if not reader.left and not self._gather(reader, segment, (most - size) // segment):
                 break
-            except OSError:
-                self.errors += 1
-                break
+            head = reader.head()
+            got, room = head[0], buffer[size:]
             if not got:
+                reader.take(1, room)
                 break
-            # Most come as the one before did, and are not looked at more closely.
-            if (control, address) != like or got != segment or buffer[size] != kind:
-                other = self._batch(buffer, got, control, address)
-                alike = (other.segment, other.peer, other.marked, buffer[size]) == (got, peer, marked, kind)
-                if not alike or got > segment:
-                    self._count(other)
-                    break
-                other, like = None, (control, address)
-            size += got
+            found = self._batch(buffer, *head)
+            alike = (found.segment, found.peer, found.marked, reader.kind) == (got, peer, marked, kind)
+            if not alike or got > segment:
+                reader.take(1, room)
+                self._count(found)
+                other = found
+                break
+            number = reader.alike((most - size) // segment) if got == segment else 1
+            reader.take(number, room)
+            size += number * got
             if got < segment:
                 break
         self.received += -((batch.size - size) // segment)
         self.received_bytes += size - batch.size
-        return batch._replace(size=size), other
+        return batch._replace(size=size), other, reader.dry and not reader.left
+
+    def _gather(self, reader: Reader, segment: int, most: int) -> bool:
+        """Read some; False if nothing waits."""
+        try:
+            reader.read(segment, most)
+        except OSError:
+            self.errors += 1
+        return reader.left > 0
 
     def _batch(
         self, buffer: memoryview, size: int, control: list[tuple[int, int, bytes]], address: SocketAddress

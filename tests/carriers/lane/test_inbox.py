@@ -82,7 +82,7 @@ class Socket:
         buffer[at], buffer[at + 1] = kind, number
         return Batch(buffer, size, min(self.segment or size, size), self.peer)
 
-    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None]:
+    def receive_behind(self, batch: Batch, most: int) -> tuple[Batch, Batch | None, bool]:
         return read_behind(self.receive, batch, most)
 
 
@@ -337,6 +337,17 @@ def test_polling_ends_when_little_comes_and_does_not_begin_at_once(stage: Stage)
     stage.loop.now += CALM_SECONDS
     stage.trickle(FEW + 1)
     assert stage.polling
+
+
+def test_what_the_socket_itself_has_left_is_read_after_polling(stage: Stage) -> None:
+    """The kernel would not tell of it again."""
+    stage.trickle(FEW + 1)
+    stage.sock.segment = 5  # joined datagrams end it
+    stage.sock.queue.extend((EXPRESS_KIND, 1, 10) for _ in range(4 * BUFFERS + 5))
+    stage.poll()
+    while stage.loop.soon:
+        stage.again()
+    assert not stage.polling and not stage.sock.queue
 
 
 def test_a_pause_of_the_sender_does_not_end_polling(stage: Stage) -> None:

@@ -18,6 +18,7 @@ import pytest
 from cryprq_proxy.carriers.lane import offload_check as udp_check
 from cryprq_proxy.carriers.lane import udp_socket as udp
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Sent, SocketAddress, UdpOffload, UdpPeer
+from cryprq_proxy.carriers.lane.gathered import Gathered, OneByOne
 from cryprq_proxy.carriers.lane.offload_check import check_offload
 from cryprq_proxy.carriers.lane.udp_socket import SO_MARK, UdpSocket
 from cryprq_proxy.errors import ConfigError
@@ -555,12 +556,19 @@ def behind(sock: UdpSocket, most: int = RECEIVE_SIZE) -> tuple[bytes, int, bytes
     buffer = memoryview(bytearray(2 * RECEIVE_SIZE))
     first = sock.receive(buffer)
     assert first is not None
-    batch, other = sock.receive_behind(first, most)
+    batch, other, _ = sock.receive_behind(first, most)
     assert batch.data is buffer and (other is None or other.data is buffer)
     rest = None if other is None else bytes(buffer[batch.size : batch.size + other.size])
     return bytes(buffer[: batch.size]), batch.segment, rest
 
 
+@pytest.fixture(params=[Gathered, OneByOne])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the two readers behind a first datagram."""
+    monkeypatch.setattr(udp, "make_reader", request.param)
+
+
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize(
     ("sent", "got", "other", "left"),
@@ -572,6 +580,12 @@ def behind(sock: UdpSocket, most: int = RECEIVE_SIZE) -> tuple[bytes, int, bytes
         ([b"1a", b"1b", b"2c"], b"1a1b", b"2c", []),
         ([b"1aa", b"2b", b"1cc"], b"1aa", b"2b", [b"1cc"]),
         ([b"1a", b"1b", b"1c", b"1d"], b"1a1b1c", None, [b"1d"]),  # there is room for three
+        (
+            [b"1a", b"1b", b"1" * 60_000, b"1" * 50_000],
+            b"1a1b",
+            b"1" * 60_000,
+            [b"1" * 50_000],
+        ),  # nothing is cut
     ],
 )
 def test_datagrams_that_are_alike_are_put_behind_each_other(
@@ -581,7 +595,7 @@ def test_datagrams_that_are_alike_are_put_behind_each_other(
     for datagram in sent:
         assert left_sock.send(memoryview(datagram), len(datagram)) is Sent.OK
     size = len(sent[0])
-    assert behind(right, 3 * size if len(sent) > 3 else RECEIVE_SIZE) == (got, size, other)
+    assert behind(right, 3 * size if sent[-1] == b"1d" else RECEIVE_SIZE) == (got, size, other)
     for datagram in left:
         batch = right.receive(ROOM)
         assert batch is not None and bytes(batch.data[: batch.size]) == datagram
@@ -589,6 +603,7 @@ def test_datagrams_that_are_alike_are_put_behind_each_other(
     assert (right.received, right.received_bytes) == (len(sent), sum(map(len, sent)))
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("host", HOSTS)
 def test_what_differs_by_its_sender_or_its_mark_is_not_put_behind(opened: Open, host: str) -> None:
     to, one, two = opened(host, PLAIN), opened(host, PLAIN), opened(host, PLAIN)
@@ -603,6 +618,17 @@ def test_what_differs_by_its_sender_or_its_mark_is_not_put_behind(opened: Open, 
     assert batch is not None and batch.marked
 
 
+def test_what_was_read_and_not_wanted_comes_with_its_own_sender(opened: Open) -> None:
+    to, one, two = opened("::1", PLAIN), opened("::1", PLAIN), opened("::1", PLAIN)
+    for sock, data in ((one, b"1a"), (one, b"2b"), (two, b"1c"), (one, b""), (one, b"1d")):
+        assert sock.send(memoryview(data), 2, UdpPeer(to.address)) is Sent.OK
+    assert behind(to) == (b"1a", 2, b"2b")
+    found = [to.receive(ROOM), to.receive(ROOM)]
+    assert [batch and batch.peer.address for batch in found] == [two.address, one.address]
+    assert to.receive(ROOM) is None
+
+
+@pytest.mark.usefixtures("reading")
 def test_what_the_kernel_has_joined_is_not_put_behind(opened: Open) -> None:
     left, right = pair(opened, "127.0.0.1", BOTH)
     left.send(memoryview(b"1a"), 2)
