@@ -1,7 +1,7 @@
 """The local proxy's listener: one port; the first byte tells the protocol.
 
-    accept -> first byte 4 or 5 -> SOCKS negotiation, by callbacks -> stream -> reply -> relay
-                                                                   -> UDP association (socks_udp.py)
+    accept -> first byte 4 or 5 -> SOCKS negotiation (socks_connection.py) -> stream -> reply -> relay
+                                                                       -> UDP association (socks_udp.py)
            -> anything else     -> HTTP (http_proxy.py), a task of its own -> maybe a tunnel -> relay
 
 SOCKS is the hot path: from accept to relay a connection takes no task and no future.
@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from asyncio_socks_server.core.types import Cmd
-
 from ..address import Destination
 from ..base.accept_loop import Acceptor
-from ..base.faults import report_fault
 from ..base.linger import Farewell
 from ..base.sockets import prepare_accepted, prepare_listener, set_end_on_close, set_reset_on_close
 from ..base.tasks import spawn
@@ -33,21 +29,18 @@ from ..outbound.bytestream import LinkStream, SocketStream
 from ..outbound.relay import Relay
 from ..outbound.relays import APPLICATIONS, EARLY, REQUESTS, SILENT, Relays
 from ..outbound.socket_group import SocketGroup
-from ..session.streams import AnyStream, StreamHandler
+from ..session.streams import AnyStream
 from ..session.turns import TurnBudget
-from ..session.wire import StreamProtocol
 from .credentials import Credentials
 from .http_proxy import HttpProxy, HttpTunnel
 from .socks import SocksServer
+from .socks_connection import SocksConnection
 from .socks_udp import UdpFront
-
-_log = logging.getLogger(__name__)
 
 BACKLOG: Final = 1_024
 """Connections that wait to be accepted."""
 SWEEP_SECONDS: Final = 1.0
 """Seconds between two checks for negotiations that take too long."""
-SOCKS_VERSIONS: Final = frozenset((4, 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +71,7 @@ class MixedListener:
         self._sweeper: asyncio.TimerHandle | None = None
         self._relays: Relays[Relay] = Relays(self.loop, APPLICATIONS, idle_timeout=settings.idle_timeout)
         self.early: Relays[SocksConnection] = Relays(self.loop, EARLY)
-        """Those whose application has sent data before the target is connected."""
         self.silent: Relays[SocksConnection] = Relays(self.loop, SILENT)
-        """Those whose application has ended its half by then, and has sent nothing."""
         self._udp: set[UdpFront] = set()
         self._http: set[asyncio.Task[None]] = set()
         self._turns = TurnBudget(self.loop.call_soon)
@@ -149,7 +140,11 @@ class MixedListener:
             seconds = min(SWEEP_SECONDS, self.settings.negotiation_timeout)
             self._sweeper = self.loop.call_later(seconds, self._sweep) if self._negotiating else None
 
-    # --- the stages of a connection ------------------------------------------------------------------------------
+    # --- the stages of a connection, as in FrontListener ------------------------------------------------------------
+
+    @property
+    def credentials(self) -> Credentials | None:
+        return self.settings.credentials
 
     def ended(self) -> None:
         """Free the place of an ended connection."""
@@ -250,160 +245,3 @@ class HttpExchange:
 
     def abort(self, reason: StreamReason) -> None:
         self._task.cancel()
-
-
-class SocksConnection(StreamHandler):
-    """One application's connection until its target is connected: negotiates, requests the stream, answers.
-
-    It also recognizes HTTP connections and passes them on. It is a Relaying (outbound/relays.py) while it waits for its
-    target and its application has said more already, or ended.
-    """
-
-    unwatched = True
-    __slots__ = ("_fd", "_handed_on", "_listener", "_sock", "_socks", "_stream", "negotiating")
-
-    def __init__(self, listener: MixedListener, sock: socket.socket) -> None:
-        self._listener = listener
-        self._sock = sock
-        self._fd = sock.fileno()  # asyncio builds a repr of a socket object each time it registers one
-        self._socks: SocksServer | None = None
-        self._stream: AnyStream | None = None
-        self._handed_on = False
-        self.negotiating = True
-        listener.sockets.add_reader(self._fd, self._on_readable)
-
-    def close(self) -> None:
-        """End the connection without a reply, unless it has been handed on."""
-        if self._handed_on:
-            return
-        self._hand_on()
-        if self._stream is not None:
-            self._stream.reset(StreamReason.CANCELLED)
-        self._sock.close()
-        self._listener.ended()
-
-    def _hand_on(self) -> None:
-        """The socket is somebody else's from now on."""
-        self._listener.sockets.remove_reader(self._fd)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._handed_on, self.negotiating = True, False
-        self._listener.early.discard(self)
-        self._listener.silent.discard(self)
-
-    def _on_readable(self) -> None:
-        try:
-            self._read()
-        except Exception as error:  # noqa: BLE001  a fault: see base/faults.py
-            report_fault("ends an application's connection", error)
-            self.close()
-
-    def _read(self) -> None:
-        sock = self._sock
-        if not self.negotiating:
-            self._readable_while_waiting()
-            return
-        try:
-            data = sock.recv(4_096)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        socks = self._socks
-        if socks is None:
-            if data[0] not in SOCKS_VERSIONS:
-                self._hand_on()
-                self._listener.serve_http(sock, data)
-                return
-            socks = self._socks = SocksServer(self._listener.settings.credentials)
-        socks.receive(data)
-        output = socks.take_output()
-        if output and not self._send(output):
-            return
-        if socks.failed is not None:
-            _log.debug("a SOCKS connection is refused: %s", socks.failed)
-            self._farewell()
-        elif socks.request is not None:
-            self.negotiating = False
-            if socks.request.command is Cmd.CONNECT:
-                self._listener.source.request(
-                    StreamProtocol.TCP, socks.request.destination, self, self._begin
-                )
-            else:
-                self._hand_on()
-                self._listener.serve_udp(sock, socks)
-
-    def _readable_while_waiting(self) -> None:
-        """Data, or the end, before the target is connected: the relay will read it. A reset ends the connection.
-
-        An application that has ended its direction may still read. Whether it is there is looked at from now on,
-        since its socket tells nothing any more. What it has sent is passed on, even if it has gone.
-        """
-        listener = self._listener
-        try:
-            early = self._sock.recv(1, socket.MSG_PEEK) or (self._socks is not None and self._socks.leftover)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
-            return
-        listener.sockets.remove_reader(self._fd)
-        (listener.early if early else listener.silent).add(self)
-
-    @property
-    def sock(self) -> socket.socket:
-        return self._sock
-
-    def progress(self) -> int:
-        return 0
-
-    def abort(self, reason: StreamReason) -> None:
-        self.close()
-
-    def _send(self, reply: bytes) -> bool:
-        """Send a few bytes. Closes a socket that does not take them at once."""
-        try:
-            if self._sock.send(reply) == len(reply):
-                return True
-        except OSError:
-            pass
-        self.close()
-        return False
-
-    def _farewell(self) -> None:
-        """Let the last reply arrive."""
-        self._hand_on()
-        Farewell(self._listener.loop, self._sock, ended=self._listener.ended)
-
-    # --- handler of the stream -------------------------------------------------------------------------------------
-
-    def _begin(self, stream: AnyStream) -> None:
-        if self._handed_on:
-            stream.reset(StreamReason.CANCELLED)  # the application has gone while it waited for the link
-        else:
-            self._stream = stream
-
-    def expected(self) -> None:
-        self.opened()
-
-    def opened(self) -> None:
-        stream, socks = self._stream, self._socks
-        if stream is None or socks is None or not self._send(socks.succeed(None)):
-            return
-        # The stream's label keeps this object for as long as the stream lives.
-        self._stream = self._socks = None
-        # The socket stays watched; the relay says who is called.
-        self._let_go()
-        self._listener.relay(self._sock, stream).start(socks.leftover)
-
-    def refused(self, reason: StreamReason) -> None:
-        self._stream = None
-        if self._socks is not None and not self._handed_on and self._send(self._socks.refuse(reason)):
-            self._farewell()
-
-    def reset(self, reason: StreamReason) -> None:
-        self.refused(reason)

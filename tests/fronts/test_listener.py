@@ -17,9 +17,10 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.sockets import prepare_accepted, set_reset_on_close
 from cryprq_proxy.errors import StreamReason
-from cryprq_proxy.fronts import listener
+from cryprq_proxy.fronts import listener, socks_connection
 from cryprq_proxy.fronts.credentials import Credentials
-from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener, SocksConnection
+from cryprq_proxy.fronts.listener import ListenerSettings, MixedListener
+from cryprq_proxy.fronts.socks_connection import SocksConnection
 from cryprq_proxy.outbound.relay import Relay
 from cryprq_proxy.outbound.relays import EARLY, REQUESTS, SILENT
 from cryprq_proxy.outbound.socket_group import SocketGroup
@@ -259,7 +260,7 @@ async def test_an_end_in_the_middle_of_a_negotiation(proxy: Proxy) -> None:
 
 
 async def test_wrong_credentials(proxies: list[Proxy], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, listener.__name__)
+    caplog.set_level(logging.DEBUG, socks_connection.__name__)
     proxies.append(Proxy(replace(HERE, credentials=Credentials.parse("user:secret"))))
     application = proxies[0].application()
     application.send(b"\x05\x01\x02\x01\x04user\x05wrong")
