@@ -3,7 +3,7 @@
     the lane is down           -> TCP                     the client's setting is "tcp" -> TCP
     no record path answers     -> the lane                it is "udp"                   -> the lane
     its round trip is short    -> TCP, which costs less and loses nothing there
-    it loses much, or brings less than TCP did, for BAD_ROUNDS round trips of bulk
+    it loses much, or some and is slow, or brings less than TCP did, for BAD_ROUNDS round trips of bulk
                                -> TCP on trial. More rate: UDP is throttled, and rests. Not more: the lane again
     else                       -> the lane
 
@@ -33,6 +33,14 @@ SHORT_ROUND_TRIP: Final = 0.0015
 """Below this one it is no more. Between them it stays as it is."""
 MOST_LOSS: Final = 0.2
 """Share of the datagrams. More is hardly chance."""
+SOME_LOSS: Final = 0.02
+SLOW: Final = 1.25e6
+"""A lane below this rate that loses more than SOME_LOSS now and then may be policed: what passes then arrives without a
+queue, and nothing but TCP tells whether the line could carry more. Where it is the line that loses, TCP is no faster,
+and what the trial costs is little, since little was carried."""
+LOSSY_SECONDS: Final = 5.0
+"""So long one round with such a loss counts: the congestion control finds the policed rate, and asks for more, with
+losses, every 2 to 3 s."""
 CLEARLY: Final = 1.25
 """A rate that is so many times another one is higher: less can be due to how it is measured."""
 GROWTH: Final = 1.1
@@ -81,6 +89,7 @@ class LaneChoice:
         self._tcp_rate = 0.0
         self._tcp_rate_at = -inf
         self._last_rate = 0.0
+        self._lossy_at = -inf
         self._bad = 0
         self._bad_since = self._bad_at = -inf
         self._bad_rate = 0.0
@@ -156,8 +165,11 @@ class LaneChoice:
             return False
         grows = rate > self._last_rate * GROWTH
         self._last_rate = rate
+        if loss > SOME_LOSS:
+            self._lossy_at = now
+        policed = now - self._lossy_at < LOSSY_SECONDS and rate < SLOW
         known = self._tcp_rate if now - self._tcp_rate_at < MEMORY_SECONDS else 0.0
-        if loss <= MOST_LOSS and (grows or rate * CLEARLY >= known):
+        if loss <= MOST_LOSS and not policed and (grows or rate * CLEARLY >= known):
             self._bad = 0
             return False
         if not self._bad or now - self._bad_at > FORGET_SECONDS:
@@ -227,6 +239,7 @@ class LaneChoice:
         self.lane, self.why = lane, why
         self._changed_at = now
         self._last_rate = 0.0
+        self._lossy_at = -inf
         self._bad = 0
         return True
 

@@ -221,6 +221,44 @@ def test_a_rate_that_still_grows_is_not_held_against_the_lane() -> None:
     assert choice.lane
 
 
+def policed(choice: LaneChoice, now: float, rate: float, seconds: float = 2.0) -> float:
+    """As `bulk`, where losses come in one round of forty."""
+    for turn in range(int(seconds / ROUND)):
+        now += ROUND
+        if choice.round_over(rate, 0.15 * (turn % 40 == 0), False, now):
+            break
+    return now
+
+
+def test_a_slow_lane_that_loses_now_and_then_may_be_policed() -> None:
+    """What a policer lets pass comes without a queue and with little loss, and a fresh session knows nothing of TCP."""
+    choice = carrying()
+    now = policed(choice, HOLD_SECONDS, 2 * MBIT)
+    assert not choice.lane and choice.why == "UDP brought only 2 Mbit/s, so TCP is tried"
+    assert choice.tcp_rate(40 * MBIT, now + HOLD_SECONDS) is False
+    assert choice.why == "UDP is throttled: 2 of 40 Mbit/s"
+    assert wait(choice, now + FIRST_REST) and choice.lane
+
+
+def test_a_slow_line_that_loses_stays_with_the_lane_when_tcp_is_no_faster() -> None:
+    choice = carrying()
+    now = policed(choice, HOLD_SECONDS, 2 * MBIT)
+    assert choice.tcp_rate(1 * MBIT, now + HOLD_SECONDS) and choice.lane
+    assert policed(choice, now + HOLD_SECONDS, 2 * MBIT, FIRST_REST - HOLD_SECONDS) and choice.lane
+
+
+def test_a_fast_lane_that_loses_now_and_then_is_left_alone() -> None:
+    choice = carrying()
+    policed(choice, HOLD_SECONDS, 100 * MBIT, 60.0)
+    assert choice.lane
+
+
+def test_a_slow_lane_that_loses_nothing_is_left_alone() -> None:
+    choice = carrying()
+    bulk(choice, HOLD_SECONDS, rate=2 * MBIT, loss=0.01, seconds=60.0)
+    assert choice.lane
+
+
 def test_rounds_in_which_applications_had_little_to_send_say_nothing() -> None:
     choice = LaneChoice()
     choice.tcp(True, 0.0)
@@ -236,9 +274,9 @@ def test_a_burst_of_loss_is_no_throttle() -> None:
     now = 10.0
     for _ in range(1000):
         for number in range(4 * BAD_ROUNDS):
-            choice.round_over(MBIT, 0.9, False, now + number * 0.003)
+            choice.round_over(20 * MBIT, 0.9, False, now + number * 0.003)
         now += 0.5
-        choice.round_over(MBIT, 0.0, False, now)
+        choice.round_over(20 * MBIT, 0.0, False, now)
     assert choice.lane
 
 
