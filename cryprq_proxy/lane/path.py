@@ -145,6 +145,8 @@ class Path:
         self._high = self._ceiling + 1
         self._test = self.size
         self._tries = 0
+        self._doubted = False
+        """Whether the tries are those of `doubt`."""
         # When: the next probe is due (_next), a probe of any size was last acknowledged (_answered_at), the last probe
         # was sent (_probed), a datagram came (_owed) or was sent (_silent_since) that is not answered yet.
         self._next = inf
@@ -223,6 +225,14 @@ class Path:
             # One direction works again; do not wait long to try the other.
             self._next = min(self._next, max(now, self._probed + PATIENCE))
 
+    def doubt(self, now: float) -> None:
+        """What was sent last is not acknowledged in time. Perhaps only its size fails, and what asks about that, being
+        small, is answered: try the full size now."""
+        if self.steady and not self._tries and self.size > LEAST:
+            self._doubted = True
+            self._rouse(now)
+            self._probe(now)
+
     def affords(self, size: int) -> bool:
         """Whether `size` bytes may go to `address` now, which count as sent then: to one that is not proved, no more
         than three times what came from it (RFC 9000 section 8.1)."""
@@ -281,8 +291,8 @@ class Path:
         return min(self._verified + (BUSY if self._sent_at > self._verified else IDLE), self._raise_at)
 
     def _timeout(self) -> float:
-        # A false alarm in STEADY costs speed for a while, so STEADY always waits PATIENCE.
-        if self.round_trip is None or self._phase is _Phase.STEADY:
+        # A false alarm in STEADY costs speed for a while, so STEADY waits PATIENCE unless it is in doubt.
+        if self.round_trip is None or (self._phase is _Phase.STEADY and not self._doubted):
             return PATIENCE
         return min(PATIENCE, max(HASTE, 4 * self.round_trip))
 
@@ -304,6 +314,9 @@ class Path:
                 self._high = self._ceiling + 1
                 self.size = BASE if self.size > BASE else LEAST
                 self._confirm(now)
+            elif self._doubted:
+                # Nothing is answered, so the size is not what fails. A short black-out is no fall.
+                self._doubted, self._tries = False, 0
             elif self.up:
                 self._fall("probes are not answered: UDP is blocked or lost on the path", now)
             elif self._tries == TRIES:
@@ -338,6 +351,7 @@ class Path:
 
     def _confirm(self, now: float) -> None:
         """Ask whether anything passes at all."""
+        self._doubted = False
         self._phase = _Phase.CONFIRM
         self._tries = 0
         self._next = now
@@ -384,7 +398,7 @@ class Path:
             self.size = size
             self._search(now)
         elif self._phase is _Phase.STEADY and size == self.size:
-            self._tries = 0
+            self._tries, self._doubted = 0, False
             self._verified = now
 
     def _fall(self, reason: str, now: float) -> None:

@@ -273,6 +273,31 @@ def test_the_path_shrinks_under_load() -> None:
     assert net.client.size == 1472
 
 
+def test_in_doubt_the_path_shrinks_soon() -> None:
+    net = Net()
+    net.run(10)
+    net.passes = lambda size, to_exit: size <= 1280
+    net.client.doubt(net.now)
+    net.client.doubt(net.now)
+    net.run(1.0, client_sends=1472)
+    assert net.client.up and net.client.size == BASE and net.client.counters.shrinks == 1
+    net.run(10, client_sends=1200)
+    assert net.client.up and 1280 - STEP <= net.client.size <= 1280 and net.client.counters.falls == 0
+
+
+@pytest.mark.parametrize("dark", [0.2, 1.0, 2.0])
+def test_a_doubt_in_a_short_black_out_changes_nothing(dark: float) -> None:
+    net = Net()
+    net.run(10)
+    net.passes = lambda size, to_exit: False
+    net.client.doubt(net.now)
+    net.run(dark, client_sends=1472)
+    net.passes = lambda size, to_exit: True
+    net.run(5, client_sends=1472)
+    counters = net.client.counters
+    assert net.client.up and net.client.size == 1472 and counters.falls == counters.shrinks == 0
+
+
 def test_the_kernel_refuses_a_size() -> None:
     net = Net()
     net.run(3)

@@ -421,6 +421,7 @@ class LaneDriver:
                     self._wants = self._probe = True
                     if recovery.timeouts > 1:
                         self._ect = False  # some networks drop what is marked (RFC 9000 section 13.4.2)
+                    self._carrier.path.doubt(now)
                     streams.silent(now, recovery.timeouts)
             if streams.deadline() <= now:
                 streams.tick(now)
