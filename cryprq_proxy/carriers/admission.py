@@ -119,7 +119,7 @@ async def claim(
     Raises CarrierError if the connection ends, NotAdmitted if the exit refuses, PeerError if it does not prove that it
     has the session. The caller bounds the time.
     """
-    secret, epoch = session.rotation.joining_secret, session.rotation.current
+    secret, epoch = session.rotation.known.joining_secret, session.rotation.current
 
     def third() -> bytes:
         return handshake.write_third(JoinClaim.make(session.session_id, secret, handshake.join_hash, number))

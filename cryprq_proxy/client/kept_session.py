@@ -119,7 +119,7 @@ class KeptSession:
     def joins_short(self) -> bool:
         """Whether the next path may join by the short pattern."""
         session = self.session
-        if session is None or session.rotation.bound:
+        if session is None or session.rotation.known.bound:
             return False
         return not self.signature_due and not self.sign_next
 

@@ -267,7 +267,7 @@ class PathOpener:
         settings, session = self._settings, self._kept.session
         if session is None:
             raise CarrierError(CloseReason.RESUME, "the session ended while a path joined it")
-        secret = session.rotation.joining_secret
+        secret = session.rotation.known.joining_secret
 
         def make() -> AnyClientHandshake:
             return ShortClientHandshake(

@@ -16,7 +16,7 @@ from ..carriers.lane.offload_check import check_offload
 from ..carriers.lane.settings import LaneSettings, MakeControl
 from ..recovery.bbr import Bbr
 from ..recovery.cubic import Cubic
-from ..session.rotation import RotationLimits
+from ..session.key_limits import RotationLimits
 from ..session.session import SessionLimits
 from .decode import choice, count, path, seconds, size
 

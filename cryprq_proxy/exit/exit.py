@@ -176,7 +176,7 @@ class Exit:
             return None
         if claim.path <= entry.taken:
             raise HandshakeError("it claims a path whose number was used before")
-        for epoch, secret in entry.session.rotation.claim_secrets.items():
+        for epoch, secret in entry.session.rotation.known.claim_secrets.items():
             if claim.proves(secret, h):
                 return entry, join_proof(secret, JOIN_EXIT, h, claim.path), epoch
         # Whoever has its paths is not this client.
@@ -190,7 +190,7 @@ class Exit:
         """As `_admit`, for the short pattern."""
         ticket = handshake.read_short_third(third, self.sessions.tickets.find)
         entry, path = ticket.owner, handshake.path
-        epoch = entry.session.rotation.resume_epoch(ticket.secret)
+        epoch = entry.session.rotation.known.resume_epoch(ticket.secret)
         if clock() - entry.signed_at > SIGNED_SECONDS:
             raise HandshakeError("its session has not been signed for too long")
         keys = first_keys(path.cipher, path.records, path.number, dialler=False)

@@ -111,7 +111,7 @@ class Sessions:
         entry = self._by_id[established.session_id] = share.sessions[established.session_id] = PeerSession(
             self, established.peer, session, self._targets.resolver.of(str(established.peer))
         )
-        session.events.renewed = lambda: self.tickets.renew(entry, session.rotation.resume_secrets)
+        session.events.renewed = lambda: self.tickets.renew(entry, session.rotation.known.resume_secrets)
         session.events.renewed()
         try:
             if established.features:

@@ -91,7 +91,7 @@ class LaneInbox:
             if kind >= wire.RELIABLE and kind != wire.CLOSE:
                 name = wire.Kind(kind).name
                 raise PeerError(CloseReason.PROTOCOL, f"the peer sent a {name} frame on the lane")
-            if kind in (wire.REKEY, wire.REKEY_ANSWER) and session.rotation.bound:
+            if kind in (wire.REKEY, wire.REKEY_ANSWER) and session.rotation.known.bound:
                 return False
             if kind == wire.OPEN:
                 opened.add(id)

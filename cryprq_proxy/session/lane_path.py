@@ -216,7 +216,7 @@ class LanePath:
             self.choice.up(self.least_round_trip, now)
         self.choice.tcp(there, now)
         self._see_deadline()
-        if not self.up or self.session.lane_use is LaneUse.TCP or self.session.rotation.bound:
+        if not self.up or self.session.lane_use is LaneUse.TCP or self.session.rotation.known.bound:
             # Bound, because who has learned the secrets of this epoch can speak on the lane.
             return False
         return self.choice.lane or (current is not None and current.in_doubt and not self.in_doubt)
@@ -421,7 +421,7 @@ class LanePath:
 
 
 class _KeysOfLane:
-    """What the rotation is to know of the keys of the lane (rotation.AgingKeys): it counts their use itself, and they
+    """What the rotation is to know of the keys of the lane (key_limits.AgingKeys): it counts their use itself, and they
     follow the session's by themselves."""
 
     __slots__ = ("_session", "joined")

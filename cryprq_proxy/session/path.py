@@ -383,7 +383,7 @@ class SessionPath:
         """End the epoch of what is sent: SWITCH stands alone in its record."""
         session, keys = self.session, self.keys
         epoch = session.rotation.sending
-        secret = session.rotation.secret(epoch)
+        secret = session.rotation.known.secret(epoch)
         assert secret is not None
         writer.flush()
         writer.add(wire.encode_epoch(wire.SWITCH, epoch))
@@ -515,7 +515,7 @@ class SessionPath:
         assert isinstance(epoch, int)
         keys = self.keys
         before = keys.receive_epoch, keys.opener
-        keys.switch_receiving(epoch, session.rotation.secret(epoch), now)
+        keys.switch_receiving(epoch, session.rotation.known.secret(epoch), now)
         session.ledger.opened(*before)
         session.rotation.peer_switched(epoch, now)
         # At once: the next rotation waits for it.

@@ -25,7 +25,6 @@ A path may also join by the resume secret of n+1: that confirms the epoch as SWI
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol
@@ -33,10 +32,12 @@ from typing import Any, Final, Protocol
 from ..crypto.handshake import EpochSecrets
 from ..crypto.primitives import Cipher, Entropy, Provider
 from ..crypto.rekey import RekeyInitiator, answer_rekey
-from ..errors import CarrierError, CloseReason, HandshakeError, LocalError, PeerError
+from ..errors import CarrierError, CloseReason, HandshakeError, PeerError
 from . import wire
 from .datagrams import BasePacketLink
 from .epochs import EpochLedger
+from .key_limits import AgingKeys, RotationLimits
+from .known_epochs import KnownEpochs
 from .message_parts import MessageParts
 from .path_keys import PathKeys
 
@@ -57,30 +58,6 @@ what the job returned or raises what it raised."""
 def inline(job: Callable[[], Any], done: Callable[[Callable[[], Any]], None]) -> None:
     """The Offload for fast implementations: run the job at once, on this thread."""
     done(job)
-
-
-@dataclass(frozen=True, slots=True)
-class RotationLimits:
-    """When keys are rotated. `records`, `bytes` and `datagrams` are of one key. A path is closed at twice one of them,
-    or after three missed intervals."""
-
-    interval: float
-    """Seconds."""
-    records: int
-    bytes: int
-    datagrams: int = 1 << 27
-    """On the lane."""
-
-
-class AgingKeys(Protocol):
-    """What a rotation needs of the keys of a path (path_keys.py), or of the lane."""
-
-    @property
-    def since(self) -> float: ...
-    @property
-    def joined(self) -> float: ...
-    def used(self, records: int, size: int, /) -> bool: ...
-    def settled(self, epoch: int, /) -> bool: ...
 
 
 class RotatedSession(Protocol):
@@ -112,11 +89,8 @@ class RotationState(Enum):
 
 
 class Rotation:
-    """The epochs of one session, from that of its first handshake until `end`.
-
-    `current` is the newest epoch that is known here, `sending` the one under which this side sends: the one before
-    while an exit waits for its confirmation. `since` is when `sending` came into use.
-    """
+    """The epochs of one session, from that of its first handshake until `end`. `since` is when the one under which this
+    side sends came into use; for `current` and `sending` see KnownEpochs."""
 
     def __init__(
         self,
@@ -138,23 +112,13 @@ class Rotation:
         self._session_id = session_id
         self._provider = provider
         self._limits = limits
-        self._pressing = 3 * limits.records >> 1, 3 * limits.bytes >> 1
-        """Records and bytes under one key after which stream data waits for the rotation."""
-        self._pressing_lane = 3 * limits.datagrams >> 1
         self._entropy = entropy
         self._offload = offload
         self._session: RotatedSession = session
         self._ledger = ledger
         self.cipher = cipher
-        self.current = self.sending = 0
+        self.known = KnownEpochs(epoch)
         self.since = now
-        self._epoch: EpochSecrets | None = epoch
-        """The secrets of `current`; None when the session is over."""
-        self._records = {0: epoch.records}
-        self._resume = {0: epoch.resume}
-        """By epoch, the newest first: of `current` and, for some time, of the one before."""
-        self.bound = False
-        """Whether a signed join is not yet followed by a rotation: no path joins by a ticket meanwhile."""
         self._state = RotationState.IDLE
         self._started = now
         self._settled = -1
@@ -169,49 +133,27 @@ class Rotation:
         """Of the last REKEY, or of its answer."""
         ledger.begin(0, cipher.name, now)
 
+    @property
+    def current(self) -> int:
+        return self.known.current
+
+    @property
+    def sending(self) -> int:
+        return self.known.sending
+
     def end(self) -> None:
         """The session is over: no secret is kept, and the result of a running computation is dropped."""
-        self._epoch = self._initiator = None
-        self._records, self._resume = {}, {}
+        self.known.end()
+        self._initiator = None
         # Neither may keep the session in memory: it would wait for a collection of garbage.
         self._session, self._offload = _Over(), inline
 
     def begin_lane(self, now: float) -> None:
         """The session has just begun, and its packet link is there."""
-        if self._epoch is not None:
-            self._session.packet_link.epoch(self.cipher, self.current, self._epoch, now)
+        if self.known.newest is not None:
+            self._session.packet_link.epoch(self.cipher, self.current, self.known.newest, now)
 
     # --- for the paths ---------------------------------------------------------------------------------------------
-
-    def secret(self, epoch: int) -> bytes | None:
-        """The `records` secret of an epoch, for a border; None if it is not, or no longer, known."""
-        return self._records.get(epoch)
-
-    @property
-    def resume_secrets(self) -> tuple[bytes, ...]:
-        """By which a path may join by a ticket, newest first: two at an exit that waits for the confirmation of
-        `current`, none after a signed join."""
-        return () if self.bound else tuple(self._resume.values())
-
-    @property
-    def joining_secret(self) -> bytes:
-        """By which the next path joins, at the client. Raises CarrierError if the session has ended."""
-        for secret in self._resume.values():
-            return secret
-        raise CarrierError(CloseReason.RESUME, "the session ended while a path joined it")
-
-    @property
-    def claim_secrets(self) -> dict[int, bytes]:
-        """By which a session may be claimed with signatures, by epoch."""
-        return self._resume
-
-    def resume_epoch(self, secret: bytes) -> int:
-        """The epoch to which one of `resume_secrets` belongs. The path that joins by it takes this number along:
-        meanwhile the secret may be forgotten. Raises LocalError for any other secret."""
-        for epoch, resume in self._resume.items():
-            if resume == secret:
-                return epoch
-        raise LocalError("no path may join by this secret")
 
     def joined(self, epoch: int, now: float) -> None:
         """A path has joined by the resume secret of `epoch`: a rotation is due."""
@@ -228,7 +170,7 @@ class Rotation:
         ended: until the next epoch is in use, paths join by signatures only. So who knows the secrets of this one has
         no part in the making of the next."""
         self.peer_switched(epoch, now)
-        self.bound = True
+        self.known.bound = True
         self._session.renewed()
 
     def peer_switched(self, epoch: int, now: float) -> None:
@@ -240,18 +182,16 @@ class Rotation:
     # --- time ------------------------------------------------------------------------------------------------------
 
     def presses(self, keys: PathKeys) -> bool:
-        """Whether no stream data may be sent under these keys any more. At twice their limit the path is closed, and
-        much may be on it already when a rotation begins: what is left of the limit is for the rotation."""
-        records, size = self._pressing
-        return keys.sealer.records >= records or keys.sealer.bytes >= size
+        """Whether no stream data may be sent under these keys any more."""
+        return self._limits.presses(keys.sealer.records, keys.sealer.bytes)
 
     def lane_presses(self) -> bool:
         """As `presses`, of the keys of the lane."""
-        return self._session.packet_link.datagrams() >= self._pressing_lane
+        return self._limits.lane_presses(self._session.packet_link.datagrams())
 
     def deadline(self, keys: AgingKeys) -> float:
         """When `tick` has something to do for the path of `keys`, or for the session."""
-        if self._epoch is None:
+        if self.known.newest is None:
             return NEVER
         used = self._used(keys)
         return min(self._last_time(keys, used), self._due(used), self._forget_at())
@@ -262,13 +202,13 @@ class Rotation:
         Raises CarrierError (REKEY) if the path of `keys` must be closed: its keys are too old or too much used, or a
         rotation is not finished in time.
         """
-        if self._epoch is None:
+        if self.known.newest is None:
             return
         used = self._used(keys)
         if now >= self._last_time(keys, used):
             raise CarrierError(CloseReason.REKEY, "the keys could not be rotated in time")
         if now >= self._forget_at():
-            del self._records[self.current - 1]
+            self.known.forget_before()
         if now < self._due(used):
             return
         if self._dialler:
@@ -307,21 +247,17 @@ class Rotation:
             return self.since
         if not self._dialler:
             return min(self.since + interval, self._joined_at + JOIN_PATIENCE)
-        if self.bound:
+        if self.known.bound:
             return self.since
         return self.since + (min(interval, PLEASE_INTERVAL) if self._asked_for else interval)
 
     def _used(self, keys: AgingKeys) -> int:
         """How many times the path's keys, or the lane's, are used up, counted up to 2."""
-        limits, datagrams = self._limits, self._session.packet_link.datagrams()
-        if not keys.used(limits.records, limits.bytes) and datagrams < limits.datagrams:
-            return 0
-        twice = keys.used(2 * limits.records, 2 * limits.bytes) or datagrams >= 2 * limits.datagrams
-        return 2 if twice else 1
+        return self._limits.used(keys, self._session.packet_link.datagrams())
 
     def _forget_at(self) -> float:
         """When no path needs the epoch before `current` any more: those that have not left it are closed."""
-        if len(self._records) < 2 or self._state is RotationState.ANSWERED:
+        if not self.known.waits_for_paths or self._state is RotationState.ANSWERED:
             return NEVER
         return self.since + UNFINISHED
 
@@ -329,12 +265,12 @@ class Rotation:
 
     def start(self, now: float) -> None:
         """At the dialler: begin a rotation, unless one is running."""
-        if self._state is not RotationState.IDLE or self._epoch is None:
+        if self._state is not RotationState.IDLE or self.known.newest is None:
             return
         self._state = RotationState.ASKING
         self._started = now
         initiator = self._initiator = RekeyInitiator(
-            self._provider, self._session_id, self._epoch, self.current + 1, entropy=self._entropy
+            self._provider, self._session_id, self.known.newest, self.current + 1, entropy=self._entropy
         )
         self._run(initiator.write, self._send_rekey)
 
@@ -374,7 +310,7 @@ class Rotation:
             # On the lane it may overtake what confirms the present epoch, and does so itself.
             self.peer_switched(self.current, now)
         message = self._parts.add(epoch, part, data)
-        if message is None or self._state is RotationState.ANSWERING or self._epoch is None:
+        if message is None or self._state is RotationState.ANSWERING or self.known.newest is None:
             return
         self._state = RotationState.ANSWERING
         self._started = now
@@ -382,7 +318,7 @@ class Rotation:
             answer_rekey,
             self._provider,
             self._session_id,
-            self._epoch,
+            self.known.newest,
             self.current + 1,
             message,
             entropy=self._entropy,
@@ -425,19 +361,14 @@ class Rotation:
 
     def _know(self, epoch: EpochSecrets, now: float) -> None:
         """The secrets of the next epoch are there."""
-        number = self.current + 1
-        self._records = {number: epoch.records, self.current: self._records[self.current]}
-        self._resume = {number: epoch.resume, self.current: self._resume[self.current]}
-        self._epoch, self.current = epoch, number
+        self.known.add(epoch)
         self._asked_for = False
         self._joined_at = NEVER
-        self._session.packet_link.epoch(self.cipher, number, epoch, now)
+        self._session.packet_link.epoch(self.cipher, self.current, epoch, now)
 
     def _use(self, now: float) -> None:
         """Both sides have the secrets: send under them."""
-        self.sending = self.current
-        self._resume = {self.current: self._resume[self.current]}
-        self.bound = False
+        self.known.use()
         self.since = now
         self._ledger.begin(self.current, self.cipher.name, now)
         self._session.switch()
@@ -445,7 +376,7 @@ class Rotation:
 
     def _run[T](self, job: Callable[[], T], then: Callable[[T], None]) -> None:
         def done(result: Callable[[], T]) -> None:
-            if self._epoch is None:
+            if self.known.newest is None:
                 return
             try:
                 then(result())

@@ -30,13 +30,14 @@ from .datagrams import BasePacketLink, DatagramQueue
 from .ending import reset_in_turns
 from .epochs import EpochLedger
 from .frame_actions import ACTIONS, PATH_ACTIONS
+from .key_limits import RotationLimits
 from .lane_path import LanePath
 from .liveness import UNKNOWN_ROUND_TRIP, Liveness
 from .path import ACK_BYTES, SessionPath
 from .path_choice import choose
 from .path_keys import CarrierKeys, PathKeys
 from .retention import MemoryBudget, PathLog, Retention, SlotPool
-from .rotation import Offload, Rotation, RotationLimits, inline
+from .rotation import Offload, Rotation, inline
 from .scheduler import Scheduler
 from .session_events import SessionEvents
 from .stream_receiver import STREAM_FRAMES, AcceptStream, StreamReceiver, refuse_streams
@@ -367,7 +368,7 @@ class Session:
     def renewed(self) -> None:
         self.events.renewed()
         if self.lane is not None:
-            if self.rotation.bound:
+            if self.rotation.known.bound:
                 self.lane.outbox.give_up()
             self.choose()
 

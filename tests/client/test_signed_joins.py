@@ -50,7 +50,7 @@ async def lose(client: Client) -> None:
 def bound(client: Client) -> bool:
     """Whether the rotation that follows a signed join is still to come."""
     session = client._kept.session
-    return session is not None and session.rotation.bound
+    return session is not None and session.rotation.known.bound
 
 
 async def test_each_loss_is_followed_by_a_ticket(here: Place, signatures: Signatures) -> None:

@@ -122,10 +122,10 @@ async def test_tickets_follow_the_keys() -> None:
         first = await begun(exit)
         (entry,) = exit.sessions
         rotation = entry.session.rotation
-        rotation._resume = {1: bytes([1]) * 32, 0: first.known.secret}
+        rotation.known._resume = {1: bytes([1]) * 32, 0: first.known.secret}
         entry.session.renewed()
         second = await Visit(exit, ALICE).join(first.known, 1)
-        rotation._resume = {1: bytes([1]) * 32}
+        rotation.known._resume = {1: bytes([1]) * 32}
         entry.session.renewed()
         assert await meets_silence(Visit(exit, ALICE), first.known, 2)
         third = await Visit(exit, ALICE).join(Known(first.known.session_id, bytes([1]) * 32), 2)

@@ -255,7 +255,7 @@ class HandshakingLink(Link):
     def paths(self) -> tuple[SessionPath, SessionPath]:
         if self.carriers:
             shake = self._join_signed if self.carriers % 2 else self._join_short
-            self._made = shake(self.carriers, self.client.rotation.resume_secrets[0])
+            self._made = shake(self.carriers, self.client.rotation.known.resume_secrets[0])
         return super().paths()
 
     def _keys(self, session: Session) -> CarrierKeys:
@@ -270,7 +270,9 @@ class HandshakingLink(Link):
         claim = JoinClaim.make(SESSION_ID, secret, client.join_hash, number)
         exit_.read_third(client.write_third(claim))
         assert exit_.joins == claim
-        [known] = [each for each in self.exit.rotation.resume_secrets if claim.proves(each, exit_.join_hash)]
+        [known] = [
+            each for each in self.exit.rotation.known.resume_secrets if claim.proves(each, exit_.join_hash)
+        ]
         mine, theirs = client.result, exit_.result
         verdict = wire.encode_joined(join_proof(known, JOIN_EXIT, exit_.join_hash, number))
         made = self._begin(number, mine.epoch.records, theirs.epoch.records, verdict)
@@ -281,7 +283,7 @@ class HandshakingLink(Link):
         client = new_short_client(exit_id=EXIT.peer_id, provider=FAST, resume=secret, path=number)
         exit_ = new_exit()
         tickets = {
-            join_ticket(each, number): Known(number, each) for each in self.exit.rotation.resume_secrets
+            join_ticket(each, number): Known(number, each) for each in self.exit.rotation.known.resume_secrets
         }
         exit_.read_first(client.write_first())
         client.read_second(exit_.write_second())

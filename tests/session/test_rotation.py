@@ -14,6 +14,7 @@ from cryprq_proxy.crypto.primitives import Cipher
 from cryprq_proxy.errors import CarrierError, CloseReason, LocalError, PeerError
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.frame_reader import decode_frames
+from cryprq_proxy.session.key_limits import RotationLimits
 from cryprq_proxy.session.rotation import (
     JOIN_PATIENCE,
     MISSED_INTERVALS,
@@ -21,7 +22,6 @@ from cryprq_proxy.session.rotation import (
     PLEASE_INTERVAL,
     UNFINISHED,
     Rotation,
-    RotationLimits,
     RotationState,
 )
 from tests.support.links import App, LaterOffload, Link, ToyProvider
@@ -139,11 +139,11 @@ def test_asking_again_and_again_does_not_make_the_dialler_hurry() -> None:
 def test_a_path_that_joins_makes_a_rotation_due() -> None:
     both = Rotations()
     both.advance(5.0)
-    secret = both.client.rotation.resume_secrets
+    secret = both.client.rotation.known.resume_secrets
     both.join()
     both.advance(0.0)
     both.assert_together(1)
-    assert both.client.rotation.resume_secrets != secret
+    assert both.client.rotation.known.resume_secrets != secret
     for _ in range(20):
         both.join()
     both.advance(0.0)
@@ -211,14 +211,18 @@ def test_the_sides_go_over_one_after_the_other() -> None:
     both.client.ends[0].arrive(both.now)
     assert [frame[0] for frame in both.exit.sent] == [wire.REKEY_ANSWER] * 3
     assert (exit_.current, exit_.sending, both.exit.switches) == (1, 0, 0)
-    assert len(exit_.resume_secrets) == 2 and len(both.exit.link.epochs) == 2
+    assert len(exit_.known.resume_secrets) == 2 and len(both.exit.link.epochs) == 2
     both.pump(both.exit, both.exit.ends[1])
     both.exit.ends[1].arrive(both.now)
     assert (client.current, client.sending, both.client.switches) == (1, 1, 1)
-    assert client.resume_secrets == exit_.resume_secrets[:1]
+    assert client.known.resume_secrets == exit_.known.resume_secrets[:1]
     both.client.ends[1].fill(both.now)
     both.client.ends[1].arrive(both.now)
-    assert (exit_.sending, both.exit.switches, exit_.resume_secrets) == (1, 1, client.resume_secrets)
+    assert (exit_.sending, both.exit.switches, exit_.known.resume_secrets) == (
+        1,
+        1,
+        client.known.resume_secrets,
+    )
     assert both.exit.ends[0].keys.receive_epoch == 0, "the other path follows by itself"
     both.settle()
     both.assert_together(1)
@@ -266,13 +270,13 @@ def test_the_epoch_before_is_forgotten() -> None:
     both = Rotations()
     rotate(both)
     for side in both.sides:
-        assert side.rotation.secret(0) is not None
+        assert side.rotation.known.secret(0) is not None
     both.advance(UNFINISHED - 1)
-    assert both.client.rotation.secret(0) is not None
+    assert both.client.rotation.known.secret(0) is not None
     both.advance(2.0)
     for side in both.sides:
-        assert side.rotation.secret(0) is None and side.rotation.secret(1) is not None
-        assert list(side.rotation._records) == [1] == list(side.rotation._resume)
+        assert side.rotation.known.secret(0) is None and side.rotation.known.secret(1) is not None
+        assert list(side.rotation.known._records) == [1] == list(side.rotation.known._resume)
     rotate(both)
     both.assert_together(2)
 
@@ -282,7 +286,7 @@ def test_two_epochs_are_known_at_most() -> None:
     for number in range(1, 5):
         rotate(both)
         for side in both.sides:
-            assert list(side.rotation._records) == [number, number - 1]
+            assert list(side.rotation.known._records) == [number, number - 1]
             assert side.rotation._initiator is None
 
 
@@ -353,7 +357,7 @@ def test_a_path_that_joined_by_the_old_secret_follows_at_once() -> None:
 def test_an_old_secret_is_over_when_the_new_epoch_is_confirmed() -> None:
     both = Rotations()
     begun = both.begin_join()
-    (old,) = both.client.rotation.resume_secrets
+    (old,) = both.client.rotation.known.resume_secrets
     both.client.rotation.start(both.now)
     side, end = both.client, both.client.ends[0]
     both.pump(side, end)
@@ -365,8 +369,8 @@ def test_an_old_secret_is_over_when_the_new_epoch_is_confirmed() -> None:
                 pass
     assert both.exit.rotation.sending == 1 and not both.let_in(begun)
     with pytest.raises(LocalError):
-        both.exit.rotation.resume_epoch(old)
-    assert both.exit.rotation.resume_epoch(both.client.rotation.resume_secrets[0]) == 1
+        both.exit.rotation.known.resume_epoch(old)
+    assert both.exit.rotation.known.resume_epoch(both.client.rotation.known.resume_secrets[0]) == 1
 
 
 def test_a_path_that_comes_late_has_the_whole_time() -> None:
@@ -523,7 +527,7 @@ def test_whatever_happens_both_sides_agree(seed: int) -> None:
             client, exit_ = both.current
             assert client <= exit_ <= client + 1
             for side in both.sides:
-                assert len(side.rotation._records) <= 2
+                assert len(side.rotation.known._records) <= 2
         storm.begun.clear()
         storm.calm()
         number = both.current[0]
@@ -569,8 +573,8 @@ def test_a_result_for_a_session_that_is_over_is_dropped(moment: int) -> None:
     assert (len(both.client.sent), len(both.exit.sent)) == sent and both.current[0] == 0
     for side in both.sides:
         rotation = side.rotation
-        assert rotation.resume_secrets == () and rotation.secret(0) is None
-        assert rotation._epoch is rotation._initiator is None
+        assert rotation.known.resume_secrets == () and rotation.known.secret(0) is None
+        assert rotation.known.newest is rotation._initiator is None
         rotation.start(both.now)
         keys = side.ends[0].keys
         assert rotation.deadline(keys) == float("inf")
@@ -806,4 +810,4 @@ def test_keys_go_with_the_session() -> None:
     link.carrier.settle()
     assert link.exit.closed is CloseReason.NORMAL
     for session in (link.client, link.exit):
-        assert session.rotation.secret(0) is None and session.rotation.resume_secrets == ()
+        assert session.rotation.known.secret(0) is None and session.rotation.known.resume_secrets == ()

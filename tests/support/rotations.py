@@ -17,9 +17,10 @@ from cryprq_proxy.session import wire
 from cryprq_proxy.session.datagrams import BasePacketLink
 from cryprq_proxy.session.epochs import EpochLedger
 from cryprq_proxy.session.frame_reader import decode_frames
+from cryprq_proxy.session.key_limits import RotationLimits
 from cryprq_proxy.session.path_keys import CarrierKeys, PathKeys
 from cryprq_proxy.session.records import RecordOpener, RecordSealer
-from cryprq_proxy.session.rotation import Offload, Rotation, RotationLimits, inline
+from cryprq_proxy.session.rotation import Offload, Rotation, inline
 from tests.support.links import SESSION_ID, ToyProvider, epoch, seeded
 from tests.support.settings import rotation_limits
 
@@ -65,7 +66,7 @@ class PathEnd:
         """Go over to the present epoch, if that is to be done, and acknowledge."""
         rotation, keys = self.side.rotation, self.keys
         if rotation.sending > keys.send_epoch:
-            secret = rotation.secret(rotation.sending)
+            secret = rotation.known.secret(rotation.sending)
             assert secret is not None
             self.send(wire.encode_epoch(wire.SWITCH, rotation.sending))
             keys.switch_sending(rotation.sending, secret, now)
@@ -100,7 +101,7 @@ class PathEnd:
         self.ack_due |= kind not in (wire.ACK, wire.PING)
         if kind == wire.SWITCH:
             assert isinstance(value, int)
-            keys.switch_receiving(value, rotation.secret(value), now)
+            keys.switch_receiving(value, rotation.known.secret(value), now)
             rotation.peer_switched(value, now)
         elif kind == wire.ACK:
             _, keys.acknowledged = cast("tuple[int, int]", value)
@@ -213,7 +214,7 @@ class Rotations:
 
     def let_in(self, end: PathEnd) -> bool:
         """The exit reads it; False if it does not take the resume secret of that epoch any more."""
-        if not end.alive or end.joined not in self.exit.rotation._resume:
+        if not end.alive or end.joined not in self.exit.rotation.known._resume:
             self.client.lose(end.keys.number)
             return False
         other = self.exit.attach(end.keys.number, end.joined, self.now)
@@ -275,9 +276,9 @@ class Rotations:
         for side in self.sides:
             rotation = side.rotation
             assert rotation.current == rotation.sending == number
-            assert len(rotation.resume_secrets) == 1
+            assert len(rotation.known.resume_secrets) == 1
             for keys in side.path_keys:
                 assert (keys.send_epoch, keys.receive_epoch) == (number, number)
-        assert self.client.rotation._epoch == self.exit.rotation._epoch
+        assert self.client.rotation.known.newest == self.exit.rotation.known.newest
         assert self.client.link.epochs == self.exit.link.epochs
         assert [heard for heard, _ in self.client.link.epochs] == list(range(number + 1))

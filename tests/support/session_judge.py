@@ -227,7 +227,7 @@ class Judge:
             raise broken("what belongs to the session goes by a path that is lost")
         if session.paths and session.current is None:
             raise broken("no path is chosen")
-        if len(session.rotation._records) > 2 or len(session.rotation._resume) > 2:
+        if len(session.rotation.known._records) > 2 or len(session.rotation.known._resume) > 2:
             raise broken("the secrets of old epochs are kept")
 
     # --- streams ---------------------------------------------------------------------------------------------------
@@ -316,9 +316,9 @@ class Judge:
         if session.receiver.pieces.used or table.windows_due or table._starved:
             raise broken("the streams of a closed session keep something")
         if (
-            session.rotation._records
-            or session.rotation.resume_secrets
-            or session.rotation._epoch is not None
+            session.rotation.known._records
+            or session.rotation.known.resume_secrets
+            or session.rotation.known.newest is not None
         ):
             raise broken("a closed session keeps its secrets")
 

@@ -201,7 +201,7 @@ class Play:
             return
         if self.honest and len(self.early_bytes) > MAX_EARLY + wire.MAX_PLAINTEXT + OVERHEAD:
             raise broken("the client did not wait for the verdict")
-        if path.keys.send_epoch not in self.link.exit.rotation._resume:
+        if path.keys.send_epoch not in self.link.exit.rotation.known._resume:
             path.lost(self.now)
             return
         verdict = []
@@ -560,7 +560,7 @@ class Play:
         carrier = self.choices.pick(carriers)
         epoch = lies.epoch(self.choices, self.victim)
         self._seal(carrier, [wire.encode_epoch(wire.SWITCH, epoch)])
-        secret = self.victim.rotation.secret(epoch)
+        secret = self.victim.rotation.known.secret(epoch)
         if secret is not None and not self.choices.once_in(4):
             self._end_of(carrier, self.liar).keys.switch_sending(epoch, secret, self.now)
 

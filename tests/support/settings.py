@@ -24,7 +24,7 @@ from cryprq_proxy.fronts.listener import ListenerSettings
 from cryprq_proxy.service.client import listener_settings as configured_listener
 from cryprq_proxy.service.system_wide import exit_network_settings as configured_exit_network
 from cryprq_proxy.service.system_wide import tunnel_settings as configured_tunnel
-from cryprq_proxy.session.rotation import RotationLimits
+from cryprq_proxy.session.key_limits import RotationLimits
 from cryprq_proxy.session.session import SessionLimits
 from cryprq_proxy.session.wire import LaneUse
 from tun.dns.settings import DnsSettings

@@ -73,8 +73,8 @@ class Connection:
             self.client.close()
         elif data[:1] == b"2":
             rotation = network.client.session.rotation
-            self.secret = rotation.resume_secrets[0]
-            self.joined = rotation.resume_epoch(self.secret)
+            self.secret = rotation.known.resume_secrets[0]
+            self.joined = rotation.known.resume_epoch(self.secret)
             self.up.put(b"3")
             if self.early:
                 self._begin_client(admitted=self._admitted)
@@ -253,9 +253,9 @@ class Network:
         session = self.exit.session
         if connection.number <= session.last_path:
             return False
-        if connection.secret in session.rotation.resume_secrets:
+        if connection.secret in session.rotation.known.resume_secrets:
             return True
-        if connection.secret == self.client.session.rotation.resume_secrets[0]:
+        if connection.secret == self.client.session.rotation.known.resume_secrets[0]:
             raise Broken(f"path {connection.number} has a ticket that the exit does not know")
         self.refused += 1
         return False

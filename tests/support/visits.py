@@ -69,7 +69,12 @@ class Known:
 
     @property
     def rotation(self) -> Known:
-        """Where a session has its resume secrets."""
+        """Where a session has its epochs."""
+        return self
+
+    @property
+    def known(self) -> Known:
+        """Where they have the resume secrets."""
         return self
 
     @property
