@@ -3,13 +3,11 @@
     client ──bytes──> h11 SERVER ──request──> h11 CLIENT ──bytes──> stream to the origin
            <─bytes──            <─response──            <─bytes──
 
-`HttpProxy.run` serves one request after another, each with two coroutines: `_upload` moves the request, `_download` the
-response. So a server may answer before it has read everything, a 100-continue passes while the client waits for it, and
-a client that closes early ends the exchange at once. Neither coroutine makes a task, a future or a copy in a queue per
-piece. A body passes in pieces and is never collected. http_reader.py gives h11 no more at once than is little work.
+`HttpProxy.run` serves one request after another, each by an exchange (http_exchange.py). http_reader.py gives h11 no
+more at once than is little work.
 
-Three exceptions end an exchange: `_ClientGone`, `_ClientBroke` and `_OriginFailed`. If no byte of the response was
-sent, the client gets an error page. Else its connection is aborted, so that it cannot take the response for complete.
+If an exchange ends badly and no byte of the response was sent, the client gets an error page. Else its connection is
+aborted, so that it cannot take the response for complete.
 
 After a CONNECT or an upgrade the bytes are no longer HTTP. Then `run` returns an `HttpTunnel` and ends.
 """
@@ -18,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import h11
@@ -28,23 +24,19 @@ from ..address import Destination
 from ..client.requests import Early
 from ..errors import DirectRefused, LocalError, StreamBlocked, StreamReason, StreamRefused, StreamReset
 from ..outbound.bytestream import ByteStream, OriginStream
-from ..outbound.http_reader import HttpReader
-from ..outbound.http_sections import MAX_HEADER
 from ..session.turns import TurnBudget
 from .credentials import Credentials
+from .http_client import ClientGone, HttpClient
+from .http_exchange import ClientBroke, OriginFailed, exchange
 from .http_failures import RequestRefused, blocked, error_page, refusal_for
 from .http_messages import (
     Target,
     check_authorization,
     check_request,
-    closes,
-    ends_with_head,
-    forward_request,
     forward_response,
     has_body,
     is_repeatable,
     parse_target,
-    relay_body,
 )
 from .http_origin import Origin, TcpSource
 
@@ -62,28 +54,6 @@ class HttpTunnel:
     """To send to the client before anything from `stream`."""
     early: bytes
     """To send into `stream` before anything from the client."""
-
-
-class _ClientGone(Exception):
-    """The client's connection was reset, or must be reset because its response was cut."""
-
-    def __init__(self, reason: StreamReason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
-
-
-class _ClientBroke(Exception):
-    """The client's request body is malformed or was cut short."""
-
-
-class _OriginFailed(Exception):
-    """The stream to the origin ended badly."""
-
-    def __init__(self, refusal: RequestRefused, *, silent: bool) -> None:
-        super().__init__(str(refusal))
-        self.refusal = refusal
-        self.silent = silent
-        """Whether no byte of a response was received."""
 
 
 class HttpProxy:
@@ -109,18 +79,16 @@ class HttpProxy:
     ) -> None:
         if via is not None and not _PSEUDONYM.fullmatch(via):
             raise LocalError(f"{via!r} cannot be a proxy's name in a Via field")
-        self._client = client
+        self._client = HttpClient(client, turns)
         self._source = source
         self._credentials = credentials
         self._via = via
         self._header_timeout = header_timeout
         self._keepalive_timeout = keepalive_timeout
         self._turns = turns
-        self._reader = HttpReader(client, h11.SERVER, turns)
+        self._reader = self._client.reader
         self.serving = False
         """Whether a request is being answered, so that the end of the connection is not in order."""
-        self._withholds = False
-        """Whether the client waits for a 100 before it sends the body of its request."""
         self._origin: Origin | None = None
         """The one stream that this object must end: in use, or kept for the next request."""
 
@@ -145,7 +113,7 @@ class HttpProxy:
                 # Complete requests before the client's end are still served, incomplete ones are not.
                 self._reader.restart()
             return None
-        except _ClientGone as gone:
+        except ClientGone as gone:
             raise StreamReset(gone.reason) from None
         except asyncio.CancelledError:
             if self._origin is not None:
@@ -171,12 +139,12 @@ class HttpProxy:
                 while not reader.skip(b"\r\n"):
                     if reader.ended:
                         return None
-                    await self._receive(reader.read)
+                    await self._client.receive(reader.read)
         except TimeoutError:
             return None
         try:
             async with asyncio.timeout(self._header_timeout):
-                event = await self._receive(reader.head)
+                event = await self._client.receive(reader.head)
         except TimeoutError:
             await self._refuse(RequestRefused(408, "The request did not arrive in time.", close=True))
             return None
@@ -239,11 +207,13 @@ class HttpProxy:
         while True:
             kept, reused = await self._origin_of(target, early)
             try:
-                switched = await self._exchange(kept, request, target)
-            except _OriginFailed as failure:
+                switched = await exchange(
+                    self._client, kept, request, target, via=self._via, patience=self._keepalive_timeout
+                )
+            except OriginFailed as failure:
                 self._drop_origin()
                 if self._http.our_state is not h11.SEND_RESPONSE:
-                    raise _ClientGone(StreamReason.CONNECTION_RESET) from None
+                    raise ClientGone(StreamReason.CONNECTION_RESET) from None
                 unserved = early is Early.ALWAYS and kept.stream.unserved
                 if not failure.silent or not (reused or unserved):
                     raise failure.refusal from None
@@ -254,12 +224,12 @@ class HttpProxy:
                 # It is unknown whether the origin acted on it. After a close without an answer the client applies
                 # its own rule for lost connections (RFC 9112 section 9.3.1).
                 return None
-            except _ClientBroke as error:
+            except ClientBroke as error:
                 self._drop_origin()
                 if self._http.our_state is h11.SEND_RESPONSE:
                     raise RequestRefused(400, str(error), close=True) from None
                 if self._http.our_state is h11.SEND_BODY:
-                    raise _ClientGone(StreamReason.CONNECTION_RESET) from None
+                    raise ClientGone(StreamReason.CONNECTION_RESET) from None
                 return None
             if switched is not None:
                 return self._switch(kept, switched)
@@ -288,109 +258,7 @@ class HttpProxy:
         reply = self._http.send(forward_response(switched, self._via))
         return HttpTunnel(origin.stream, reply + origin.reader.rest, b"")
 
-    # 3. The exchange: both directions at once
-
-    async def _exchange(
-        self, origin: Origin, request: h11.Request, target: Target
-    ) -> h11.InformationalResponse | None:
-        """Move the request and its response. Returns the 101 if the origin switches protocols.
-
-        Raises _ClientGone, _ClientBroke, _OriginFailed.
-        """
-        uploaded = asyncio.Event()
-        origin.begin()
-        self._withholds = self._http.they_are_waiting_for_100_continue
-        # Before any read: an origin that sends first must not confuse h11.
-        head = origin.http.send(forward_request(request, target, self._via))
-        try:
-            async with asyncio.TaskGroup() as group:
-                upload = group.create_task(self._upload(origin, head, uploaded))
-                switched = await self._download(origin, request)
-                if switched is not None:
-                    # RFC 9110 section 7.8: the client ends its request before it speaks the new protocol.
-                    await uploaded.wait()
-                elif origin.http.their_state is h11.DONE and not self._withholds:
-                    # The origin answered early but keeps the connection, so it reads the rest of the body.
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(self._keepalive_timeout):
-                            await uploaded.wait()
-                upload.cancel()
-        except ExceptionGroup as failures:
-            for kind in (_ClientGone, _ClientBroke, _OriginFailed):
-                for failure in failures.exceptions:
-                    if isinstance(failure, kind):
-                        raise failure from None
-            raise
-        return switched
-
-    async def _upload(self, origin: Origin, output: bytes, uploaded: asyncio.Event) -> None:
-        """Send the request, whose head is `output`. Then read ahead within bounds, to notice that the client closes."""
-        http = self._http
-        try:
-            complete = False
-            if http.their_state is h11.SEND_BODY:
-                self._reader.feed()
-            while True:
-                if http.their_state is h11.SEND_BODY:
-                    piece, complete = relay_body(http, origin.http)
-                    if piece:
-                        self._withholds = False
-                        output += piece
-                elif not complete:
-                    output += origin.http.send(h11.EndOfMessage())
-                    complete = True
-                if output:
-                    await origin.stream.write(output)
-                    output = b""
-                if complete:
-                    origin.asked = True
-                    break
-                await self._receive(self._reader.receive)
-        except h11.RemoteProtocolError:
-            raise _ClientBroke("The body of the request is malformed or ends too early.") from None
-        except StreamReset:
-            return  # `_download` gets the same error, and may first have a response to finish.
-        finally:
-            uploaded.set()
-        while not self._reader.ended and len(self._reader.rest) <= MAX_HEADER:
-            await self._receive(self._reader.read)
-
-    async def _download(self, origin: Origin, request: h11.Request) -> h11.InformationalResponse | None:
-        """Pass the response on. Returns the 101 if there is one."""
-        http = self._http
-        modern = request.http_version != b"1.0"
-        try:
-            while isinstance(response := await origin.head(), h11.InformationalResponse):
-                if response.status_code == 101:
-                    return response
-                if response.status_code == 100:
-                    self._withholds = False
-                if modern:
-                    await self._write(http.send(forward_response(response, self._via)))
-            # Tell a client that still sends: its body will not be read. One that withholds its body may send another
-            # request instead, which must not be read as that body (RFC 9110 section 10.1.1).
-            ignored = http.their_state is h11.SEND_BODY and (self._withholds or closes(response))
-            output = http.send(forward_response(response, self._via, close=ignored))
-            if not ends_with_head(request, response):
-                # So that the head and the beginning of the body leave as one piece.
-                origin.reader.feed()
-            while True:
-                piece, complete = relay_body(origin.http, http, trailers=modern)
-                if output or piece:
-                    await self._write(output + piece)
-                    output = b""
-                if complete:
-                    break
-                await origin.reader.receive()
-        except StreamReset as reset:
-            raise _OriginFailed(refusal_for(reset.reason, origin.destination), silent=origin.silent) from None
-        except h11.RemoteProtocolError:
-            text = "The target's answer is incomplete or invalid HTTP."
-            error = "http_response_incomplete" if origin.silent else "http_protocol_error"
-            raise _OriginFailed(RequestRefused(502, text, error), silent=origin.silent) from None
-        return None
-
-    # 4. Errors and the end
+    # 3. Errors and the end
 
     async def _refuse(self, refusal: RequestRefused, *, head: bool = False) -> None:
         """Send an error page (without body for HEAD). The connection goes on only if the request is complete."""
@@ -401,22 +269,9 @@ class HttpProxy:
         if not head:
             output += http.send(h11.Data(data=body))
         output += http.send(h11.EndOfMessage())
-        await self._write(output)
+        await self._client.write(output)
 
     def _drop_origin(self) -> None:
         if self._origin is not None:
             self._origin.stream.abort()
             self._origin = None
-
-    async def _receive[T](self, step: Callable[[], Awaitable[T]]) -> T:
-        """One step of the reader of the client's bytes."""
-        try:
-            return await step()
-        except StreamReset as reset:
-            raise _ClientGone(reset.reason) from None
-
-    async def _write(self, data: bytes) -> None:
-        try:
-            await self._client.write(data)
-        except StreamReset as reset:
-            raise _ClientGone(reset.reason) from None
