@@ -166,9 +166,9 @@ REACHED = {
         "carriers/test_websocket.py::test_a_message_that_is_too_long_ends_the_connection_before_it_has_come",
     ],
     "sessions; of them without a carrier, and for how long": [
-        "exit/test_exit.py::test_no_more_sessions_of_a_peer_than_configured",
-        "exit/test_exit.py::test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number",
-        "exit/test_exit.py::test_a_session_without_a_carrier_ends_after_its_time",
+        "exit/test_sessions.py::test_no_more_sessions_of_a_peer_than_configured",
+        "exit/test_sessions.py::test_of_sessions_without_a_carrier_the_oldest_end_beyond_the_configured_number",
+        "exit/test_sessions.py::test_a_session_without_a_carrier_ends_after_its_time",
     ],
     "paths of a session at a time": ["exit/test_exit.py::test_no_more_carriers_of_a_session_than_the_bound"],
     "streams that it opens at an exit that is about to stop, after it was asked to leave": [
@@ -184,7 +184,7 @@ REACHED = {
     ],
     "streams of a session; opens of a peer": [
         "session/test_streams.py::test_more_streams_than_the_exit_allows",
-        "exit/test_exit.py::test_no_more_opens_of_a_peer_than_configured",
+        "exit/test_sessions.py::test_no_more_opens_of_a_peer_than_configured",
     ],
     "sessions told of, added up or encoded in one turn, when the status is asked for": [
         "exit/test_exit.py::test_the_status_of_many_sessions_is_read_a_turn_at_a_time",
@@ -193,13 +193,13 @@ REACHED = {
     "work in one turn of the event loop, all sessions together": [
         "session/test_turns.py::test_a_flood_is_taken_a_turn_at_a_time",
         "session/test_turns.py::test_a_peers_sessions_have_one_budget",
-        "exit/test_exit.py::test_the_sessions_of_a_peer_have_one_budget",
+        "exit/test_sessions.py::test_the_sessions_of_a_peer_have_one_budget",
         "session/test_turns.py::test_many_small_frames_leave_a_turn_at_a_time",
         "session/test_turns.py::test_very_many_streams_end_with_their_session_a_turn_at_a_time",
     ],
     "sockets of its targets served in one turn; datagrams read from each": [
         "outbound/test_socket_group.py::test_a_bounded_number_is_served_in_one_turn_and_each_has_its_own",
-        "exit/test_exit.py::test_what_targets_say_waits_for_the_next_turn_of_their_peer",
+        "exit/test_sessions.py::test_what_targets_say_waits_for_the_next_turn_of_their_peer",
         "outbound/test_udp_association.py::test_a_bounded_number_of_datagrams_is_read_at_once",
     ],
     "on a WebSocket: bytes of one read; messages in one turn before the link is up; pings that are not answered": [

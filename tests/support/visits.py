@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.admission import (
     Admission,
@@ -34,7 +35,9 @@ from cryprq_proxy.session import wire
 from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.records import HEADER
 from cryprq_proxy.session.session import Session
+from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.settings import exit_settings
+from tests.support.settle import until
 
 FAST: Final = select_provider()
 EXIT: Final = Identity.generate(FAST)
@@ -265,3 +268,27 @@ async def open_exit(
             _opened.pop().close()
         await exit.stop(0.0)
         resolver.close()
+
+
+NOWHERE: Final = Destination("127.0.0.1", 9)
+"""Where nothing listens."""
+
+
+def held(exit: Exit, identity: Identity = ALICE) -> tuple[int, int]:
+    """How many sessions a peer has with a carrier, and without."""
+    entries = [entry for entry in exit.sessions if entry.peer == identity.peer_id]
+    attached = sum(entry.carrier is not None for entry in entries)
+    return attached, len(entries) - attached
+
+
+def open_frame(stream: int, protocol: StreamProtocol = StreamProtocol.TCP) -> bytes:
+    """An OPEN for NOWHERE."""
+    return wire.encode_open(stream, protocol, NOWHERE)
+
+
+async def cut(exit: Exit, *visits: Visit) -> None:
+    """Break these connections, in this order."""
+    for visit in visits:
+        before = held(exit)[0]
+        visit.cut()
+        await until(lambda before=before: held(exit)[0] == before - 1)  # type: ignore[misc]
