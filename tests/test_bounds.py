@@ -194,6 +194,7 @@ REACHED = {
         "session/test_turns.py::test_a_flood_is_taken_a_turn_at_a_time",
         "session/test_turns.py::test_a_peers_sessions_have_one_budget",
         "exit/test_sessions.py::test_the_sessions_of_a_peer_have_one_budget",
+        "carriers/lane/test_driver.py::test_a_flood_of_acknowledgements_is_looked_at_a_turn_at_a_time",
         "session/test_turns.py::test_many_small_frames_leave_a_turn_at_a_time",
         "session/test_turns.py::test_very_many_streams_end_with_their_session_a_turn_at_a_time",
     ],

@@ -34,7 +34,7 @@ from .retention import PathLog, Unit
 from .rotation import NEVER
 from .session_events import SessionEvents
 from .suspicion import LEAST_LATE
-from .turns import FILL_WORK
+from .turns import ACK_BYTES_PER_UNIT, ACK_WORK, FILL_WORK
 from .wire import LaneUse
 
 SILENT: Final = 2
@@ -274,6 +274,15 @@ class LanePath:
         if load is not None:
             self.bytes_sent += load.size
         return load
+
+    def takes_ack(self, size: int) -> bool:
+        """Whether an acknowledgement of `size` bytes is to be looked at. If this turn's work is done it is as if lost:
+        a later one says the same."""
+        turn = self.session.turn
+        if turn.left <= 0:
+            return False
+        turn.spend(ACK_WORK + size // ACK_BYTES_PER_UNIT)
+        return True
 
     def acked(self, parts: Iterable[Part], now: float) -> None:
         """The peer has these datagrams of loads."""

@@ -35,6 +35,10 @@ ATTEMPT_WORK: Final = 80
 """An attempt to connect to one of the addresses of a name."""
 JUDGE_WORK: Final = 10
 """Asking the policy about an address of a name, or trying to send a datagram to it."""
+ACK_WORK: Final = 8
+"""Settling what an acknowledgement of the lane says."""
+ACK_BYTES_PER_UNIT: Final = 16
+"""Two ranges of such an acknowledgement."""
 BYTES_PER_UNIT: Final = 4_096
 """Bytes for one unit: of records that are opened or sealed, of reads from sockets, and of writes that have waited."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,9 @@ from cryprq_proxy.errors import CloseReason
 from cryprq_proxy.lane.layout import ACK
 from cryprq_proxy.lane.slices import HEADROOM, Shape
 from cryprq_proxy.recovery.received import AckFrame, encode
+from cryprq_proxy.recovery.recovery import Recovery, Settled
 from cryprq_proxy.recovery.round_trip import ACK_DELAY
+from cryprq_proxy.session.turns import ACK_WORK, TURN_WORK
 from cryprq_proxy.session.wire import encode_window
 from tests.support.aired import BOTH, EXIT, PLAIN, AiredLane
 from tests.support.links import TARGET
@@ -274,6 +277,32 @@ def test_a_queue_that_stays_full_is_left(begin: Begin) -> None:
     assert not any(driver.streams.carries for driver in stage.drivers)
 
 
+def test_a_queue_that_is_full_from_the_beginning_is_left(begin: Begin) -> None:
+    """Nothing is in flight whose silence would tell."""
+    stage = begin()
+    stage.run(1.0)
+    stage.air.refuse = lambda: Sent.FULL
+    stage.download()
+    assert stage.run(STUCK_SECONDS + 2.0, lambda: not stage.drivers[0].streams.carries)
+    stage.until_over()
+
+
+def test_what_the_session_refuses_is_sent_again(begin: Begin) -> None:
+    stage = begin()
+    streams = stage.drivers[0].streams
+    take, refused = streams.stream_data, [0]
+
+    def refuse(*args: Any) -> bool:
+        refused[0] += 1
+        return refused[0] % 8 != 1 and take(*args)
+
+    streams.stream_data = refuse  # type: ignore[assignment, method-assign]
+    stage.download()
+    stage.until_over()
+    assert refused[0] > 8
+    stage.finish()
+
+
 def test_a_filter_that_refuses_datagrams_moves_streams_to_tcp(begin: Begin) -> None:
     stage = begin()
     stage.download()
@@ -316,6 +345,11 @@ def test_packets_wait_for_the_window_while_streams_do_and_no_longer(begin: Begin
     assert lane.status().sent == sent and driver.held
     assert stage.run(0.2, lambda: not driver.held)
     stage.until_over()
+    driver.hold(b"more than one", None)
+    driver.hold(b"of them", None)
+    driver.streams.wake()
+    stage.run(0.001)
+    assert not driver.held
     assert driver.held.dropped == 0 and not driver.full
     sent = lane.status().sent
     for _ in range(1_000):
@@ -473,6 +507,30 @@ def test_a_lane_that_works_again_behind_a_queue_is_judged_by_its_least_round_tri
     assert stage.run(20.0, lambda: exit.up)
     assert exit.streams.least_round_trip == least
     assert exit.recovery.round_trip.least == least
+
+
+def test_a_flood_of_acknowledgements_is_looked_at_a_turn_at_a_time(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = begin()
+    driver = stage.drivers[1]
+    stage.run(1.0)
+    counter = stage.aired.exit.lane.counter
+    body = memoryview(encode(AckFrame([counter - 1, counter], 0.0, 0)))
+    looked = []
+    acked = Recovery.acked
+
+    def look(recovery: Recovery[Any], frame: AckFrame, counter: int, now: float) -> Settled[Any]:
+        looked.append(frame)
+        return acked(recovery, frame, counter, now)
+
+    monkeypatch.setattr(Recovery, "acked", look)
+    for _ in range(2):
+        driver.streams.session.turn.renew()
+        looked.clear()
+        for _ in range(TURN_WORK):
+            assert driver.acknowledged(body)
+        assert 0 < len(looked) <= TURN_WORK // ACK_WORK
 
 
 def test_an_address_that_has_proved_nothing_gets_three_times_what_came_from_it(begin: Begin) -> None:
