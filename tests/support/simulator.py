@@ -66,14 +66,19 @@ class Clock:
     def after(self, seconds: float, event: Callable[[], None]) -> None:
         self.at(self.now + seconds, event)
 
+    def leap(self, seconds: float) -> None:
+        """It jumps, as behind a rest of all machines: what was due by then is due now."""
+        self.now += seconds
+        self._heap = [(max(time, self.now), serial, event) for time, serial, event in self._heap]
+        heapq.heapify(self._heap)
+
     def run(self, seconds: float, done: Callable[[], bool] | None = None) -> bool:
         """Let time pass, until `done`. Whether it is."""
         end = self.now + seconds
-        heap = self._heap
-        while heap and heap[0][0] <= end:
+        while self._heap and self._heap[0][0] <= end:
             if done is not None and done():
                 return True
-            self.now, _, event = heapq.heappop(heap)
+            self.now, _, event = heapq.heappop(self._heap)
             self.events += 1
             event()
         if done is not None and done():

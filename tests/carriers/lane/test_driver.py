@@ -212,6 +212,45 @@ def test_marks_of_routers_are_counted_and_told(begin: Begin) -> None:
     assert exit._seen_ce >= DOWNLOAD.size // 1_400
 
 
+def test_a_network_that_drops_what_may_be_marked_gets_none_of_it(begin: Begin) -> None:
+    """RFC 9000 section 13.4.2. Probes of the path are not marked, and pass."""
+    stage = begin()
+    stage.lose_tcp()
+    carry = stage.air.carry
+    plain: list[int] = []
+    marked: list[int] = []
+
+    def drop(source: SocketAddress, target: SocketAddress, data: bytes, ect: bool) -> None:
+        (marked if ect else plain).append(len(data))
+        if not ect:
+            carry(source, target, data, ect)
+
+    stage.air.carry = drop  # type: ignore[method-assign]
+    stage.download()
+    assert stage.until_over() < 10.0
+    before = len(marked)
+    assert 0 < before < len(plain)
+    stage.download()
+    stage.until_over()
+    assert len(marked) == before, "here it does not try again"
+
+
+@pytest.mark.parametrize("tcp", [True, False])
+@pytest.mark.parametrize("leap", [100.0, 7_200.0])
+def test_a_clock_that_leaps_stops_no_stream(begin: Begin, leap: float, tcp: bool) -> None:
+    """Both machines have rested: whatever was due by then is due at once."""
+    stage = begin()
+    if not tcp:
+        stage.lose_tcp()
+    stage.download(2)
+    stage.halfway()
+    stage.clock.leap(leap)
+    assert stage.until_over() < 5.0
+    stage.download()
+    assert stage.until_over() < 5.0
+    assert not stage.client.errors and not stage.exit.errors
+
+
 # --- addresses and keys -----------------------------------------------------------------------------------------------
 
 
