@@ -49,6 +49,15 @@ class Bandwidth:
         """The path has changed: keep only what was measured after `since`, or the last sample."""
         self._expire(self._round, since)
 
+    def since(self, time: float) -> float:
+        """The best of what was measured after `time`, in bytes a second; 0 if nothing was."""
+        return next((rate for rate, _, at in self._samples if at > time), 0.0)
+
+    def scale(self, factor: float) -> None:
+        """From now on count on so much of what was measured."""
+        self._samples = deque((rate * factor, number, at) for rate, number, at in self._samples)
+        self.best *= factor
+
     def _expire(self, before: int, since: float) -> None:
         samples = self._samples
         while len(samples) > 1 and samples[0][1] <= before and samples[0][2] <= since:

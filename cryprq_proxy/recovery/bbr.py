@@ -12,7 +12,7 @@ wrong. Loss says nothing about either.
     +> UP     gain 1.25 for one round trip: is there more?
     |  |
     | DOWN    gain 0.75, until the queue of UP is gone --------+
-    |  |                                                       | it does not go: the model is old
+    |  |                                                       | it does not go: the model is old, or others queue
     +-CRUISE  gain 0.98 for six round trips                    v
        |                                                   PROBE_RTT, gain 1, half the window for 200 ms
        +-- the least round trip is ten seconds old ----------->|
@@ -22,6 +22,10 @@ What differs from the draft was measured. CRUISE has 0.98: with 1 a queue that o
 ends by the round trip as well, before it has filled a deep buffer. UP follows upon UP as long as the bandwidth grows
 and nothing queues. Before the bandwidth has been measured by bulk, the rate does not fall below FLOOR datagrams a round
 trip: what a page requests must not teach its connection to be slow.
+
+Others may keep the queue full, and DOWN tells whose it is. By the part by which the queue falls in DOWN it is ours: a
+share of that part is given up each time, so that a flow that grows slowly finds room beside a large one of ours. If it
+does not fall at all, we are small beside flows that do not yield: then CRUISE holds its rate, and UP has 1.5.
 
 The ceiling (ceiling.py) stands above the model where very much is lost.
 """
@@ -35,12 +39,19 @@ from typing import Final
 from .bandwidth import Bandwidth
 from .ceiling import Ceiling
 from .congestion import Sample
+from .drain import Drain
 
 STARTUP_GAIN: Final = 2.77
 DRAIN_GAIN: Final = 0.36
 UP_GAIN: Final = 1.25
 DOWN_GAIN: Final = 0.75
 CRUISE_GAIN: Final = 0.98
+
+# Where the queue is that of others.
+HOLD_GAIN: Final = 1.0
+"""Of CRUISE."""
+CLAIM_GAIN: Final = 1.5
+"""Of UP."""
 
 FULL_GROWTH: Final = 1.25
 """The bandwidth grows if it is so much larger than before,"""
@@ -54,6 +65,12 @@ CRUISE_TRIPS: Final = 6
 UNDRAINED_TRIPS: Final = 8
 UNDRAINED_ROUNDS: Final = 3
 """A queue of our own drains in so many least round trips, or rounds."""
+OTHERS: Final = 0.03
+"""The queue is that of others if DOWN has not made the round trip shorter by such a part."""
+YIELD: Final = 0.35
+"""Of the part by which DOWN has, where others queue, the bandwidth gives up so much."""
+FALLEN: Final = 0.6
+"""If the second half of DOWN delivers less than so much of the bandwidth, the path has become slower."""
 AGAIN: Final = 1.15
 """UP follows upon UP if the bandwidth has grown so much by it."""
 
@@ -102,6 +119,7 @@ _GAINS: Final = {
     Phase.CRUISE: CRUISE_GAIN,
     Phase.PROBE_RTT: 1.0,
 }
+_GAINS_WITH_OTHERS: Final = {**_GAINS, Phase.UP: CLAIM_GAIN, Phase.CRUISE: HOLD_GAIN}
 
 
 class Bbr:
@@ -109,11 +127,13 @@ class Bbr:
 
     __slots__ = (
         "_bandwidth",
+        "_drain",
         "_full_at",
         "_full_rounds",
         "_gain",
         "_least_at",
         "_limited_until",
+        "_others",
         "_probe_end",
         "_probe_least",
         "_probed_at",
@@ -166,6 +186,10 @@ class Bbr:
         self._full_rounds = 0
         self._restart = self._refresh = self._silenced = False
         self._up_from = 0.0
+        self._drain = Drain()
+        """What DOWN does to the queue."""
+        self._others = False
+        """Whether DOWN has shown that others fill it."""
         self._probe_end = self._probe_least = inf
         self._enter(Phase.STARTUP, now)
         self._set()
@@ -247,6 +271,7 @@ class Bbr:
             self._bandwidth.next_round(now)
         self._rounds += 1
         self._queued = self.least * QUEUE_SHARE + QUEUE_SECONDS < self._round_least < inf
+        self._drain.end_round(self._round_least)
         seconds = now - self._round_since
         if self._silenced or seconds > SILENT_TRIPS * self._smoothed + SILENT_SECONDS:
             # What is lost in a silence says nothing about the rate.
@@ -291,7 +316,7 @@ class Bbr:
                 self._up_from = self._bandwidth.best
                 self._enter(Phase.UP, now)
         elif sample.in_flight <= max(self._product(), LEAST_FLOOR * self.datagram):
-            self._enter(Phase.UP if phase is Phase.DRAIN else Phase.CRUISE, now)
+            self._drained(phase, now)
         elif self._rounds >= UNDRAINED_ROUNDS or (
             self._rounds and now - self._since > UNDRAINED_TRIPS * self.least
         ):
@@ -306,7 +331,9 @@ class Bbr:
 
     def _enter(self, phase: Phase, now: float) -> None:
         self.phase = phase
-        self._gain = _GAINS[phase]
+        self._gain = (_GAINS_WITH_OTHERS if self._others and self._queued else _GAINS)[phase]
+        if phase is Phase.DOWN:
+            self._drain.begin()
         self._since = now
         self._rounds = 0
 
@@ -319,13 +346,32 @@ class Bbr:
             and self.ceiling.rate == inf
         )
 
+    def _drained(self, phase: Phase, now: float) -> None:
+        """No more is in flight than the path holds. If there is a queue, it is that of others."""
+        if phase is Phase.DRAIN:
+            self._enter(Phase.UP, now)
+            return
+        self._others = False
+        self._yield()
+        self._enter(Phase.CRUISE, now)
+
     def _undrained(self, now: float) -> None:
         """What should have drained did not: the bandwidth fell, the round trip grew, or others fill the queue."""
-        self._bandwidth.forget((self._since + now) / 2)
+        half, bandwidth = (self._since + now) / 2, self._bandwidth
+        if self.phase is Phase.DRAIN or bandwidth.since(half) < FALLEN * bandwidth.best:
+            bandwidth.forget(half)
+        else:
+            self._others = self._drain.fell < OTHERS
+            self._yield()
         if now - self._probed_at > HASTE_SECONDS:
             self._start_probe(now)
         else:
             self._enter(Phase.CRUISE, now)
+
+    def _yield(self) -> None:
+        """A queue stands after DOWN: give up a share of what is ours."""
+        if self._queued:
+            self._bandwidth.scale(1 - YIELD * self._drain.fell)
 
     def _start_probe(self, now: float) -> None:
         self._enter(Phase.PROBE_RTT, now)

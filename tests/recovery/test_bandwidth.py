@@ -72,3 +72,22 @@ def test_few_samples_are_kept_however_many_come() -> None:
     assert len(bandwidth._samples) == MOST
     bandwidth.forget(2.0)
     assert bandwidth.best == 1.0
+
+
+def test_the_best_since_a_time() -> None:
+    bandwidth = Bandwidth()
+    for rate, now in ((9.0, 0.0), (5.0, 1.0), (3.0, 2.0)):
+        bandwidth.add(rate, now)
+    assert [bandwidth.since(time) for time in (-1.0, 0.0, 1.5, 2.0)] == [9.0, 5.0, 3.0, 0.0]
+
+
+def test_all_that_was_measured_can_count_less() -> None:
+    bandwidth = Bandwidth()
+    bandwidth.add(8.0, 0.0)
+    bandwidth.next_round(1.0)
+    bandwidth.add(4.0, 1.0)
+    bandwidth.scale(0.5)
+    assert (bandwidth.best, bandwidth.since(0.5)) == (4.0, 2.0)
+    bandwidth.add(3.0, 2.0)
+    bandwidth.forget(1.5)
+    assert bandwidth.best == 3.0

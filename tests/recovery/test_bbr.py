@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.recovery.bbr import (
+    CLAIM_GAIN,
+    CRUISE_GAIN,
+    DOWN_GAIN,
     FIRST_WINDOW,
+    HOLD_GAIN,
     LEAST_FLOOR,
     WINDOW_DATAGRAMS,
     WINDOW_SECONDS,
+    YIELD,
     Bbr,
     Phase,
 )
@@ -175,6 +180,47 @@ def test_a_queue_that_does_not_drain_means_that_the_model_is_old(cruising: Trace
         assert cruising.bbr.bandwidth == RATE
     assert cruising.round(RATE / 2, 2 * TRIP, in_flight=2 * PRODUCT) is Phase.PROBE_RTT
     assert cruising.bbr.bandwidth == RATE / 2
+
+
+def down(trace: Trace) -> None:
+    """To the beginning of a DOWN."""
+    while trace.round() is not Phase.UP:
+        pass
+    assert trace.round(later=TRIP * 1.01) is Phase.DOWN
+
+
+def test_beside_others_it_gives_up_a_share_of_what_is_its_own(cruising: Trace) -> None:
+    """DOWN makes the round trip shorter by a fifth: that part of the queue was its own."""
+    down(cruising)
+    cruising.round(trip=2.0 * TRIP, in_flight=2 * PRODUCT)
+    assert cruising.round(trip=1.6 * TRIP) is Phase.CRUISE
+    assert cruising.bbr.bandwidth == pytest.approx((1 - 0.2 * YIELD) * RATE)
+    assert cruising.bbr.rate == pytest.approx(CRUISE_GAIN * cruising.bbr.bandwidth)
+
+
+def test_where_no_queue_is_left_it_gives_up_nothing(cruising: Trace) -> None:
+    down(cruising)
+    cruising.round(trip=1.3 * TRIP, in_flight=2 * PRODUCT)
+    assert cruising.round(trip=1.05 * TRIP) is Phase.CRUISE
+    assert cruising.bbr.bandwidth == RATE
+
+
+def test_beside_others_that_do_not_yield_it_claims_more(cruising: Trace) -> None:
+    """DOWN does not show in the queue, and what it sent has arrived."""
+    bbr = cruising.bbr
+    down(cruising)
+    for _ in range(3):
+        cruising.round(DOWN_GAIN * RATE, 2 * TRIP, in_flight=2 * PRODUCT)
+    assert bbr.phase is Phase.CRUISE
+    assert bbr.bandwidth == RATE
+    assert bbr.rate == pytest.approx(HOLD_GAIN * RATE)
+    while cruising.round(trip=2 * TRIP, in_flight=2 * PRODUCT) is not Phase.UP:
+        pass
+    assert bbr.rate == pytest.approx(CLAIM_GAIN * RATE)
+    # Drained again: the cycle is the usual one.
+    assert cruising.round(later=TRIP * 1.01) is Phase.DOWN
+    assert cruising.round() is Phase.CRUISE
+    assert bbr.rate == pytest.approx(CRUISE_GAIN * RATE)
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cryprq_proxy.recovery.bbr import Bbr
+from cryprq_proxy.recovery.bbr import Bbr, Phase
+from cryprq_proxy.recovery.congestion import Sample
 from tests.support.simulated_transfer import DATAGRAM, Stage, Transfer
 
 DATAGRAMS = 1443 * 8 / 1e6
@@ -202,6 +203,43 @@ def test_beside_reno_neither_side_falls_below_a_quarter() -> None:
     theirs = (reno.arrived - before) * 8 / 20e6
     assert ours + theirs >= 0.85 * 200
     assert min(ours, theirs) >= 50
+
+
+def test_beside_a_flow_that_heeds_no_loss_it_keeps_a_quarter() -> None:
+    stage = Stage()
+    transfer, other = bulk(stage), stage.transfer(_Heedless)
+    stage.at(0.4, lambda: other.offer(inf))
+    stage.measure(transfer, 4)
+    before = other.arrived
+    ours = stage.measure(transfer, 18).rate()
+    theirs = (other.arrived - before) * 8 / 18e6
+    assert ours + theirs >= 0.85 * 200
+    assert min(ours, theirs) >= 55
+
+
+class _Heedless(Bbr):
+    """The first version of BBR, as kernels have it: DOWN ends after a round trip whatever the queue is, and CRUISE
+    keeps a queue that once stood."""
+
+    __slots__ = ()
+
+    def _enter(self, phase: Phase, now: float) -> None:
+        super()._enter(phase, now)
+        self._gain = {Phase.CRUISE: 1.0, Phase.STARTUP: 2.89, Phase.UP: 1.25}.get(phase, self._gain)
+
+    def _step(self, sample: Sample, now: float) -> None:
+        if self.phase is Phase.DOWN and now - self._since >= self.least:
+            self._enter(Phase.CRUISE, now)
+        super()._step(sample, now)
+
+    def _grows(self) -> bool:
+        return False
+
+    def _undrained(self, now: float) -> None:
+        pass
+
+    def _yield(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("buffer", [1.0, 4.0])
