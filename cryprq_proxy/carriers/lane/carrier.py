@@ -356,31 +356,32 @@ class LaneCarrier:
         """
         if self._closed:
             return
+        lane, path, driver = self.lane, self.path, self.driver
         if not more:
-            self.lane.flush()
-        for index in self.lane.dropped:
-            self._unregister(index)
-        self.lane.dropped.clear()
-        if self.driver is not None:
-            self.driver.after(self.up, now)
+            lane.flush()
+        if lane.dropped:
+            for index in lane.dropped:
+                self._unregister(index)
+            lane.dropped.clear()
+        if driver is not None:
+            driver.after(self.up, now)
         self._flush()
-        shown = (self.up, self.path.size)
+        shown = (self.up, path.size)
         if shown != self._shown:
             changed, self._shown = self._shown[0] != shown[0], shown
             if changed:
                 _log.info("the datagram lane is %s: %s", "up" if shown[0] else "down", self.why)
             self._handler.lane_changed()
-        if self._falls != self.path.counters.falls:
-            self._falls = self.path.counters.falls
+        if self._falls != path.counters.falls:
+            self._falls = path.counters.falls
             self._fell(now)
         # The timer of a path that is steady and does not doze comes before anything that input can bring forward.
-        path = self.path
         if path.dozes:
             self._arm_anew(now)
         elif self._timer is None or not path.steady or self._timer_at > now + 1.0:
             self._arm(now)
-        elif self.driver is not None and self.driver.stirred:
-            self._arm_for(self.driver.deadline(now), now)
+        elif driver is not None and driver.stirred:
+            self._arm_for(driver.deadline(now), now)
 
     def _deadline(self) -> float:
         return min(self.lane.deadline(), self.path.deadline() if self._started else inf)

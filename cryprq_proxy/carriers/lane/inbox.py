@@ -139,8 +139,11 @@ class Inbox:
 
     def _look_for_load(self) -> None:
         """A wake-up is over: if datagrams come in great number and one by one, begin to poll."""
+        if self._joined:
+            self._busy_since = -inf  # without a look at the clock: most wake-ups of bulk end here
+            return
         now = self._loop.time()
-        if self._joined or now - self._busy_since > 2 * POLL_SECONDS:
+        if now - self._busy_since > 2 * POLL_SECONDS:
             self._busy_since, self._busy_bytes, self._busy_reads = now, 0, 0
         self._busy_bytes += self._read_bytes
         self._busy_reads += 1
