@@ -310,6 +310,17 @@ def test_after_a_rest_the_first_round_trip_is_the_least(cruising: Trace) -> None
     assert bbr.least == 2 * TRIP
 
 
+def test_a_least_round_trip_that_is_measured_at_once_behind_a_rest_needs_no_probe(cruising: Trace) -> None:
+    """An acknowledgement that measures nothing comes first: that of packets, or of what was sent again."""
+    trace, bbr = cruising, cruising.bbr
+    trace.now += 11.0
+    bbr.sent(DATAGRAM, trace.now, 0)
+    assert trace.round(round_trip=0.0) is not Phase.PROBE_RTT
+    assert trace.round(round_trip=0.0) is not Phase.PROBE_RTT
+    assert trace.round(trip=1.1 * TRIP) is not Phase.PROBE_RTT
+    assert bbr.least == 1.1 * TRIP
+
+
 # --- rest, silence, another path -------------------------------------------------------------------------------------
 
 
