@@ -68,7 +68,7 @@ class SessionPathStatus(Struct, kw_only=True, frozen=True):
 class SessionStatus(Struct, kw_only=True, frozen=True):
     """`retained` bytes are kept until the peer acknowledges them. `epochs`: the newest first. `paths`: in the order in
     which they have joined, and then the lane. The last four fields are None while the session has no carrier, and
-    `cipher` and `round_trip` are those of the path in use; a `round_trip` of 0 is not measured yet."""
+    `cipher` and `round_trip` are those of the path in use; a `round_trip` is smoothed, and 0 before it is measured."""
 
     attached: bool = False
     streams: int = 0

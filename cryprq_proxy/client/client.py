@@ -388,6 +388,7 @@ class Client:
         link, kept = self._link, self._kept
         session, packet_link = kept.session, kept.packet_link
         live = [*link.left] if session is None else [*link.left, session]
+        packets = None if packet_link is None else packet_link.status()
         return ClientStatus(
             peer_id=str(self._identity.peer_id),
             link="up" if link.up else "down",
@@ -399,8 +400,8 @@ class Client:
             last_error=link.last_error,
             session=None
             if session is None or link.opens
-            else session_status(session, clock(), link.carriers_of_paths()),
+            else session_status(session, clock(), link.carriers_of_paths(), packets),
             bytes=kept.totals.bytes(*live),
             rotations=kept.totals.rotations(*live),
-            packets=None if packet_link is None else packet_link.status(),
+            packets=packets,
         )

@@ -86,13 +86,14 @@ class PeerSession:
     def status(self, now: float) -> PeerSessionStatus:
         congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
         carriers = {number: (carrier.kind, "") for number, carrier in self.carriers.items()}
+        packets = None if self.packet_link is None else self.packet_link.status()
         return PeerSessionStatus(
             peer_id=self.peer_text,
             link="up" if self.carriers else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
-            packets=None if self.packet_link is None else self.packet_link.status(),
-            **structs.asdict(session_status(self.session, now, carriers)),
+            packets=packets,
+            **structs.asdict(session_status(self.session, now, carriers, packets)),
         )
 
     def ask_to_leave(self) -> None:

@@ -115,7 +115,7 @@ class Path:
         # Bytes that came from an address that is not proved, and that were sent to it.
         self._came = self._gone = 0
         self.round_trip: float | None = None
-        """Seconds; smoothed."""
+        """Seconds; smoothed. Of the probes, and of the streams while they move: their owner sets it then."""
         self.least_round_trip = inf
         """The shortest one: without queues, and without what a busy host takes."""
         self._candidate: _Candidate | None = None

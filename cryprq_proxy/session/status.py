@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from ..crypto.primitives import Cipher
-from ..status import SessionPathStatus, SessionStatus, Traffic
+from ..status import PacketLinkStatus, SessionPathStatus, SessionStatus, Traffic
 from .lane_path import LanePath
 from .path import SessionPath
 from .session import Session
@@ -58,10 +58,15 @@ def by_name(*counts: Counter[Any]) -> dict[str, int]:
     return {reason.name.lower(): count for reason, count in total.items()}
 
 
-def session_status(session: Session, now: float, carriers: Mapping[int, tuple[str, str]]) -> SessionStatus:
+def session_status(
+    session: Session, now: float, carriers: Mapping[int, tuple[str, str]], packets: PacketLinkStatus | None
+) -> SessionStatus:
     """The status of one session; the fields about its path are None without one. `carriers`: kind and address by the
-    numbers of paths."""
+    numbers of paths. `packets`: that of its lane, which alone knows the lane's round trip."""
     rotation = session.rotation if session.attached else None
+    lane_trip = None if packets is None or packets.lane is None else packets.lane.round_trip
+    by_lane = session.lane is not None and session.lane.carries
+    trip = lane_trip if by_lane else round(session.liveness.round_trip, 6)
     return SessionStatus(
         attached=session.attached,
         streams=len(session.streams),
@@ -72,12 +77,16 @@ def session_status(session: Session, now: float, carriers: Mapping[int, tuple[st
         epochs=session.epochs(now),
         paths=(
             *(_path_status(path, *carriers.get(path.number, ("?", ""))) for path in session.paths.values()),
-            *(() if session.lane is None else (_lane_status(session.lane, session.rotation.cipher),)),
+            *(
+                ()
+                if session.lane is None
+                else (_lane_status(session.lane, lane_trip, session.rotation.cipher),)
+            ),
         ),
         cipher=None if session.current is None else session.current.keys.cipher.name,
         epoch=None if rotation is None else rotation.sending,
         epoch_age=None if rotation is None else round(now - rotation.since, 3),
-        round_trip=None if rotation is None else round(session.liveness.round_trip, 6),
+        round_trip=None if rotation is None else trip,
     )
 
 
@@ -98,13 +107,13 @@ def _path_status(path: SessionPath, kind: str, address: str) -> SessionPathStatu
     )
 
 
-def _lane_status(lane: LanePath, cipher: Cipher) -> SessionPathStatus:
+def _lane_status(lane: LanePath, round_trip: float | None, cipher: Cipher) -> SessionPathStatus:
     use = "down" if not lane.up else "doubted" if lane.in_doubt else "in use" if lane.carries else "standby"
     return SessionPathStatus(
         kind="lane",
         use=use,
         why=lane.choice.why,
-        round_trip=round(lane.least_round_trip, 6),
+        round_trip=round_trip,
         rate=lane.rate,
         loss=lane.loss,
         in_flight=sum(lane.log.units.values()),

@@ -253,9 +253,7 @@ function showPath(status) {
   if (carrier.congestion) rows.push(["Congestion", carrier.congestion, "The kernel's control for what is sent."]);
   if (lane.why !== undefined) rows.push(["Lane", lane.up ? `UDP to ${lane.peer}, ${lane.size}-byte datagrams` : "not in use", lane.why]);
   else rows.push(["Lane", "not in use", "Datagrams go on the carrier."]);
-  const trips = [`link ${trip(session.round_trip)}`];
-  if (lane.up) trips.push(`lane ${trip(lane.round_trip)}`);
-  rows.push(["Round trip", status.link === "up" ? trips.join(", ") : "–"]);
+  rows.push(["Round trip", status.link === "up" ? trip(session.round_trip) : "–"]);
   if (session.cipher) rows.push(["Cipher", session.cipher, status.provider && `ML-KEM and ML-DSA by ${status.provider}`]);
   if (status.waiting) rows.push(["Waiting", many(status.waiting, "request"), "for the link", "warn"]);
   facts($("path"), rows);

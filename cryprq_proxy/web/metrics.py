@@ -169,7 +169,11 @@ def _exits(exits: Sequence[KnownExit]) -> Iterator[Metric]:
 
 
 _PER_PATH: Final[tuple[tuple[str, str, Callable[[SessionPathStatus], float | None]], ...]] = (
-    ("path_round_trip_seconds", "Round trip of the path in use.", lambda path: path.round_trip or None),
+    (
+        "path_round_trip_seconds",
+        "Smoothed round trip of the path in use.",
+        lambda path: path.round_trip or None,
+    ),
     ("path_rate_bytes_per_second", "What it sends while there is always more.", lambda path: path.rate),
     ("path_loss_ratio", "Share of lost datagrams, where it is the lane.", lambda path: path.loss),
     ("path_in_flight_bytes", "Bytes that the exit has not acknowledged on it.", lambda path: path.in_flight),
@@ -180,7 +184,7 @@ _PER_EXIT: Final[tuple[tuple[str, str, Callable[[KnownExit], float | None]], ...
     ("exit_link_up", "Whether the link to this exit is up.", lambda exit: exit.link == "up"),
     ("exit_healthy", "Whether this exit takes new streams.", lambda exit: exit.healthy),
     ("exit_active", "Whether this exit is the one in use.", lambda exit: exit.active),
-    ("round_trip_seconds", "The link's last measured round trip.", lambda exit: exit.round_trip),
+    ("round_trip_seconds", "The smoothed round trip of the TCP path in use.", lambda exit: exit.round_trip),
     (
         "epoch",
         "Number of the keys in use, from 0 with each session.",
@@ -232,7 +236,7 @@ def _rules(rules: RulesStatus) -> Iterator[Metric]:
 def _lane(lane: LaneStatus, exit: str) -> Iterator[Metric]:
     yield from _gauge("lane_up", "Whether the datagram lane is in use.", lane.up)
     yield from _gauge("lane_datagram_size_bytes", "Largest datagram that passes on the lane.", lane.size)
-    yield from _gauge("lane_round_trip_seconds", "The lane's last round trip.", lane.round_trip)
+    yield from _gauge("lane_round_trip_seconds", "The lane's smoothed round trip.", lane.round_trip)
     labels = ("exit", "direction")
     rows = [((exit, "sent"), lane.sent), ((exit, "received"), lane.received)]
     yield from _counters("lane_datagrams", "Datagrams on the lane.", labels, rows)

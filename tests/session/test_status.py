@@ -9,7 +9,7 @@ from cryprq_proxy.session.path import FILL_MINIMUM
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.status import Totals, by_name, session_status
 from cryprq_proxy.session.streams import Stream
-from cryprq_proxy.status import EpochStatus, Traffic
+from cryprq_proxy.status import EpochStatus, LaneStatus, PacketLinkStatus, Traffic
 from tests.support.lane_pair import ROUND_TRIP, LanePair
 from tests.support.links import App, Link
 from tests.support.settings import rotation_limits, session_limits
@@ -20,7 +20,7 @@ PIECE = 100_000
 
 
 def ledger(session: Session, now: float) -> tuple[EpochStatus, ...]:
-    return session_status(session, now, {}).epochs
+    return session_status(session, now, {}, None).epochs
 
 
 def send(link: Link, up: App, down: App, size: int = PIECE) -> None:
@@ -49,7 +49,7 @@ def test_all_paths_are_told() -> None:
     link = Link()
     link.quiesce()
     link.join()
-    told = session_status(link.client, link.now, {1: ("ws", "ws://exit.example")})
+    told = session_status(link.client, link.now, {1: ("ws", "ws://exit.example")}, None)
     assert [(path.number, path.use, path.kind, path.address) for path in told.paths] == [
         (0, "in use", "?", ""),
         (1, "standby", "ws", "ws://exit.example"),
@@ -58,7 +58,7 @@ def test_all_paths_are_told() -> None:
     assert (first.bytes_sent, first.bytes_received) == (keys.sealer.bytes, keys.opener.bytes)
     assert first.bytes_sent and first.bytes_received and first.round_trip == 0.0
     link.client.paths[1].liveness.doubt()
-    assert session_status(link.client, link.now, {}).paths[1].use == "doubted"
+    assert session_status(link.client, link.now, {}, None).paths[1].use == "doubted"
 
 
 def test_bytes_of_a_path_outlive_its_keys() -> None:
@@ -67,7 +67,7 @@ def test_bytes_of_a_path_outlive_its_keys() -> None:
     send(link, up, down)
     link.carrier.advance(2 * INTERVAL)
     for session, sent, received in ((link.client, PIECE, 0), (link.exit, 0, PIECE)):
-        [path] = session_status(session, link.now, {}).paths
+        [path] = session_status(session, link.now, {}, None).paths
         assert session.paths[0].keys.send_epoch == 2
         assert sent <= path.bytes_sent < sent * 1.05 + 10_000
         assert received <= path.bytes_received < received * 1.05 + 10_000
@@ -78,10 +78,10 @@ def test_what_a_path_has_in_flight() -> None:
     up, _ = link.pair()
     link.quiesce()
     up.say(bytes(5_000))
-    [path] = session_status(link.client, link.now, {}).paths
+    [path] = session_status(link.client, link.now, {}, None).paths
     assert path.in_flight == 0, "it has not left"
     link.client.paths[0].fill(memoryview(bytearray(FILL_MINIMUM + 9_000)), 9_000, link.now)
-    [path] = session_status(link.client, link.now, {}).paths
+    [path] = session_status(link.client, link.now, {}, None).paths
     assert 5_000 < path.in_flight < 5_100
 
 
@@ -90,7 +90,7 @@ def test_the_lane_is_told_behind_the_paths() -> None:
     up, _ = on.pair()
     up.say(bytes(5_000))
     [load] = on.take(on.client)
-    tcp, lane = session_status(on.client, on.now, {}).paths
+    tcp, lane = session_status(on.client, on.now, {}, None).paths
     assert (tcp.use, lane.use, lane.kind, lane.number, lane.why) == (
         "standby",
         "in use",
@@ -99,25 +99,38 @@ def test_the_lane_is_told_behind_the_paths() -> None:
         "UDP passes",
     )
     assert lane.in_flight == load.size == 5_000
-    assert (lane.rate, lane.loss, lane.round_trip) == (None, None, ROUND_TRIP)
+    assert (lane.rate, lane.loss, lane.round_trip) == (None, None, None)
     before = lane.bytes_sent
     assert on.deliver(on.client, load)
-    told = session_status(on.exit, on.now, {}).paths[-1]
+    told = session_status(on.exit, on.now, {}, None).paths[-1]
     assert told.bytes_received == before > 5_000
     on.lane(on.client).paced(2e6, ROUND_TRIP)
     on.lane(on.client).round_over(1e6, 0.08, False, on.now)
     on.lane(on.client).round_over(1e6, 0.0, False, on.now)
-    lane = session_status(on.client, on.now, {}).paths[-1]
+    lane = session_status(on.client, on.now, {}, None).paths[-1]
     assert (lane.rate, lane.loss) == (2e6, 0.07)
+
+
+def test_one_round_trip_of_the_lane_is_told_everywhere() -> None:
+    """There were two, the least and the smoothed one, and that of the streams was the record path's."""
+    on = LanePair()
+    packets = PacketLinkStatus(lane=LaneStatus(round_trip=0.075))
+    for carries in (True, False):
+        if not carries:
+            on.shorten(on.client)
+        told = session_status(on.client, on.now, {}, packets)
+        tcp, lane = told.paths
+        assert (lane.use == "in use", lane.round_trip) == (carries, 0.075)
+        assert told.round_trip == (lane if carries else tcp).round_trip
 
 
 def test_a_lane_that_does_not_carry_says_why() -> None:
     on = LanePair()
     on.shorten(on.client)
-    tcp, lane = session_status(on.client, on.now, {}).paths
+    tcp, lane = session_status(on.client, on.now, {}, None).paths
     assert (tcp.use, lane.use) == ("in use", "standby") and "so short that TCP costs less" in lane.why
     on.set_up(False)
-    tcp, lane = session_status(on.client, on.now, {}).paths
+    tcp, lane = session_status(on.client, on.now, {}, None).paths
     assert (tcp.use, lane.use, lane.why) == ("in use", "down", "a test says so")
 
 
@@ -128,7 +141,7 @@ def test_the_cipher_is_that_of_the_path_in_use() -> None:
     link.cipher = next(cipher for cipher in Cipher if cipher is not link.cipher)
     link.join()
     link.client.prefer(1)
-    told = session_status(link.client, link.now, {})
+    told = session_status(link.client, link.now, {}, None)
     assert told.cipher == told.paths[1].cipher == link.cipher.name != told.paths[0].cipher
 
 

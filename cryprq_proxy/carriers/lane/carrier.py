@@ -464,7 +464,7 @@ class LaneCarrier:
             peer="" if outlet is None else str(outlet.to or outlet.socket.peer),
             size=self.path.size,
             searching=self.path.searching,
-            round_trip=self.path.round_trip,
+            round_trip=None if self.path.round_trip is None else round(self.path.round_trip, 6),
             offload=offload.status(),
             sent=self._sent,
             sent_bytes=self._sent_bytes,

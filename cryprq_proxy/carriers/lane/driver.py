@@ -188,6 +188,8 @@ class LaneDriver:
             self._lose(settled, now)
             if recovery.rounds.count != self._rounds:
                 self._rounds = recovery.rounds.count
+                if recovery.round_trip.samples:
+                    self._carrier.path.round_trip = recovery.round_trip.smoothed
                 streams.paced(recovery.rate, recovery.round_trip.least)
                 streams.round_over(*recovery.rounds.last, now)
         except PeerError as error:

@@ -20,7 +20,7 @@ from cryprq_proxy.lane.layout import ACK
 from cryprq_proxy.lane.slices import HEADROOM, Shape
 from cryprq_proxy.recovery.received import AckFrame, encode
 from cryprq_proxy.recovery.recovery import Recovery, Settled
-from cryprq_proxy.recovery.round_trip import ACK_DELAY
+from cryprq_proxy.recovery.round_trip import ACK_DELAY, RoundTrip
 from cryprq_proxy.session.turns import ACK_WORK, TURN_WORK
 from cryprq_proxy.session.wire import encode_window
 from tests.support.aired import BOTH, EXIT, PLAIN, AiredLane
@@ -546,6 +546,34 @@ def test_a_lane_that_works_again_behind_a_queue_is_judged_by_its_least_round_tri
     assert stage.run(20.0, lambda: exit.up)
     assert exit.streams.least_round_trip == least
     assert exit.recovery.round_trip.least == least
+
+
+def test_the_round_trip_is_that_of_the_streams_while_they_move_and_that_of_the_probes_behind(
+    begin: Begin,
+) -> None:
+    """Told by one figure, which is that of the path."""
+    stage = begin()
+    path, recovery = stage.aired.exit.path, stage.drivers[1].recovery
+    stage.air.delay *= 10
+    stage.download()
+    stage.until_over()
+    assert recovery.round_trip.smoothed > 0.15
+    assert path.round_trip == pytest.approx(recovery.round_trip.smoothed, rel=0.01)
+    assert path.least_round_trip < 0.1
+    stage.air.delay /= 10
+    stage.run(200.0)
+    assert path.round_trip == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_round_that_measured_nothing_tells_no_round_trip(begin: Begin) -> None:
+    stage = begin()
+    exit = stage.drivers[1]
+    before = stage.aired.exit.path.round_trip
+    exit.recovery.round_trip = RoundTrip()
+    stage.run(200.0)
+    exit.recovery.rounds.count += 1
+    exit.acknowledged(memoryview(encode(AckFrame([0, 1], 0.0, 0))))
+    assert stage.aired.exit.path.round_trip == pytest.approx(before)
 
 
 def test_a_flood_of_acknowledgements_is_looked_at_a_turn_at_a_time(
