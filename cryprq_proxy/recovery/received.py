@@ -21,6 +21,8 @@ from typing import Final, NamedTuple
 
 from .round_trip import ACK_DELAY
 
+GAPS_APART: Final = 1 / 8
+"""Round trips between two acknowledgements that only tell of gaps: so much later at most a loss is made good."""
 MAX_RANGES: Final = 256
 """Ranges that are kept. If there are more, the lowest are forgotten: what is in them is sent again."""
 SENT_RANGES: Final = 64
@@ -80,10 +82,14 @@ class Received:
     """The counters that came by a path and were acted on. `due` is the time at which an acknowledgement must leave;
     infinite if none is owed."""
 
-    __slots__ = ("_bounds", "_ce", "_highest_at", "_low", "_lows", "due")
+    __slots__ = ("_bounds", "_ce", "_highest_at", "_low", "_lows", "_taken_at", "apart", "due")
 
     def __init__(self) -> None:
         self.due = inf
+        self.apart = 0.0
+        """Seconds between two acknowledgements that nobody has asked for, even if something is missing: at 1 % loss
+        half of all were those. At most `ACK_DELAY`."""
+        self._taken_at = -inf
         self._bounds: list[int] = []
         self._highest_at = 0.0
         self._ce = 0
@@ -96,7 +102,8 @@ class Received:
     ) -> None:
         """Datagrams with the counters `first` to `last` came, of which the network has marked `ce`.
 
-        What elicits is acknowledged within `ACK_DELAY`; at once if the sender asks, or if it is not the next in order.
+        What elicits is acknowledged within `ACK_DELAY`; at once if the sender asks, or if it is not the next in order
+        and the last acknowledgement is `apart` seconds old.
         What the owner refuses, for want of room, it does not add: it is sent again.
         """
         bounds, prompt = self._bounds, ask
@@ -115,13 +122,13 @@ class Received:
         self._ce += ce
         self._low = min(self._low, first)
         if prompt:
-            self.due = min(self.due, now)
+            self.due = min(self.due, now if ask else max(now, self._taken_at + self.apart))
         elif eliciting and self.due > now + ACK_DELAY:
             self.due = now + ACK_DELAY
 
     def take(self, now: float) -> AckFrame | None:
         """An acknowledgement of all that came, to be sent now; None before the first datagram."""
-        self.due = inf
+        self.due, self._taken_at = inf, now
         if not self._bounds:
             return None
         bounds = self._bounds[-2 * SENT_RANGES :]

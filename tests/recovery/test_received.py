@@ -154,6 +154,27 @@ def test_what_is_not_the_next_is_told_at_once(counter: int) -> None:
     assert came.due == 1.0
 
 
+def test_gaps_soon_behind_each_other_are_told_together() -> None:
+    came = with_counters(0)
+    came.apart = 0.006
+    came.take(1.0)
+    came.add(2, 2, 1.001, eliciting=True)
+    came.add(4, 4, 1.002, eliciting=True)
+    assert came.due == 1.006
+    came.take(1.006)
+    came.add(6, 6, 1.02, eliciting=True)
+    assert came.due == 1.02
+
+
+def test_who_asks_does_not_wait_for_that() -> None:
+    came = with_counters(0)
+    came.apart = 0.006
+    came.take(1.0)
+    came.add(2, 2, 1.001, eliciting=True)
+    came.add(3, 3, 1.002, eliciting=True, ask=True)
+    assert came.due == 1.002
+
+
 def test_taking_it_settles_what_is_owed() -> None:
     came = with_counters(0)
     came.take(0.01)

@@ -26,8 +26,9 @@ from ...lane.path import Path
 from ...lane.sealing import OUT_SIZE, Lane
 from ...lane.slices import Shape
 from ...recovery.pacer import Pacer
-from ...recovery.received import Received, decode, encode
+from ...recovery.received import GAPS_APART, Received, decode, encode
 from ...recovery.recovery import Recovery, Settled
+from ...recovery.round_trip import ACK_DELAY
 from ...session.lane_loads import FramesLoad, Load, StreamLoad
 from ...session.lane_path import LanePath
 from .batch import Sent
@@ -254,9 +255,11 @@ class LaneDriver:
         self._worn = ""
 
     def _acknowledge(self, now: float) -> None:
-        frame = self.received.take(now)
+        received = self.received
+        frame = received.take(now)
         if frame is None:
             return
+        received.apart = min(GAPS_APART * (self._carrier.path.round_trip or 0.0), ACK_DELAY)
         message = _ACK + encode(frame)
         if self._carrier.path.affords(OVERHEAD + len(message)) and self._carrier.begin():
             size = self._carrier.lane.seal(message, self._output, 0)
@@ -295,6 +298,9 @@ class LaneDriver:
                 if room and self.held:
                     left -= self._send_held(now)
                     room = recovery.room(now)
+                if left < TURN_BYTES and room < size and streams.waits:
+                    self._wants = self.full = True
+                    break
                 payload = size - STREAM_OVERHEAD
                 load = streams.next(room // size * payload, payload, now)
                 if load is None:
