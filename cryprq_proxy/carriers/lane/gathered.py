@@ -69,7 +69,7 @@ class Reader(Protocol):
 
     def alike(self, most: int) -> int:
         """How many, from the first one on, are like it in size, control data, sender and first byte; `most` at most.
-        The first one has the `size` of the last `read`."""
+        1 if it has another size than was given to the last `read`."""
 
     def take(self, number: int, room: memoryview) -> None:
         """Copy the first one, or `number` that are alike, behind each other to `room`."""
@@ -206,6 +206,8 @@ class Gathered:
 
     def alike(self, most: int) -> int:
         at, number = self._at, min(self.left, most)
+        if self._told[_TOLD_FIELDS * at + 3] != self._size:
+            return 1  # they do not lie directly behind each other
         if self._are_alike(at, number):
             return number
         count = 1

@@ -629,6 +629,28 @@ def test_what_was_read_and_not_wanted_comes_with_its_own_sender(opened: Open) ->
 
 
 @pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize("sizes", [(2, 5), (5, 2), (300, 1400)])
+def test_runs_of_another_size_than_the_first_come_whole(opened: Open, sizes: tuple[int, int]) -> None:
+    left, right = pair(opened, HOSTS[0], PLAIN)
+    size, other_size = sizes
+    sent = [bytes((1, number)) + bytes(size - 2) for number in range(3)]
+    sent += [bytes((1, number)) + bytes((number,)) * (other_size - 2) for number in range(3, 9)]
+    for datagram in sent:
+        assert left.send(memoryview(datagram), len(datagram)) is Sent.OK
+    buffer = memoryview(bytearray(2 * RECEIVE_SIZE))
+    got: list[bytes] = []
+    while (first := right.receive(buffer)) is not None:
+        batch, other, _ = right.receive_behind(first, RECEIVE_SIZE)
+        got += cut(bytes(buffer[: batch.size]), batch.segment)
+        if other is not None:
+            buffer[: other.size] = bytes(buffer[batch.size : batch.size + other.size])
+            batch, last, _ = right.receive_behind(other, RECEIVE_SIZE)
+            got += cut(bytes(buffer[: batch.size]), batch.segment)
+            assert last is None
+    assert got == sent
+
+
+@pytest.mark.usefixtures("reading")
 def test_what_the_kernel_has_joined_is_not_put_behind(opened: Open) -> None:
     left, right = pair(opened, "127.0.0.1", BOTH)
     left.send(memoryview(b"1a"), 2)
