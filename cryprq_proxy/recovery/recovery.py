@@ -155,6 +155,9 @@ class Recovery[Cargo]:
         room = self._free()
         if room:
             room = min(room, self.pacer.allowance(now, control.rate, control.datagram))
+        else:
+            # Who waits for the window does not wait for the pacer.
+            self.pacer.rest()
         return max(room if room >= control.datagram else 0, self._probe_room)
 
     def next_at(self, now: float) -> float:
@@ -218,6 +221,7 @@ class Recovery[Cargo]:
         """There is room, and nothing to send: what is in flight does not measure the path. Call it each time when this
         comes to be so, also behind a single small frame; else a client's requests teach it their own rate."""
         self._flight.app_limited()
+        self.pacer.rest()
 
     # --- acknowledgements ------------------------------------------------------------------------------------------
 

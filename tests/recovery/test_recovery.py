@@ -11,6 +11,7 @@ import pytest
 from cryprq_proxy.errors import CloseReason, LocalError, PeerError
 from cryprq_proxy.recovery import recovery as recovery_module
 from cryprq_proxy.recovery.flight import FACTOR, MAX_DATAGRAMS, THRESHOLD
+from cryprq_proxy.recovery.pacer import CATCH_UP, LATE, Pacer
 from cryprq_proxy.recovery.received import AckFrame
 from cryprq_proxy.recovery.recovery import (
     LONGEST_TIMEOUT,
@@ -417,6 +418,26 @@ def test_an_idle_sender_teaches_nothing() -> None:
     sender.send("c", 9.2)
     sender.acked(0, 30, now=9.3)
     assert not sender.control.samples[-1]["app_limited"]
+
+
+@pytest.mark.parametrize("other", ["nothing to send", "no window"])
+def test_only_who_waits_for_the_pacer_makes_up_for_being_late(other: str) -> None:
+    """See pacer.py."""
+    control = NotedControl()
+    control.rate = 1_000_000.0
+    rooms = []
+    for waits in (True, False):
+        recovery = Recovery[str](control, Pacer(0.0), 0.0)
+        recovery.sent(0, 10, DATAGRAM, 10 * DATAGRAM, 0.0, "a")
+        assert recovery.next_at(0.0) > 0.0
+        if not waits and other == "nothing to send":
+            recovery.app_limited()
+        elif not waits:
+            control.window = 0
+            assert recovery.room(0.0) == 0
+            control.window = 1_000_000
+        rooms.append(recovery.room(1.0))
+    assert rooms[0] - rooms[1] == pytest.approx((LATE - CATCH_UP) * control.rate, abs=2)
 
 
 def test_marks_are_told_once() -> None:
