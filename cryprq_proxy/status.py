@@ -47,7 +47,7 @@ class SessionPathStatus(Struct, kw_only=True, frozen=True):
     """A path of a session. `kind` is that of its carrier, or "lane", which has no `number`; `address` the endpoint by
     which a client reaches the exit. `use`: "in use" for the one that carries the streams, "doubted" for one that has
     fallen silent, "down" for a lane that does not work, else "standby"; `why`: of the lane, a part of a sentence.
-    `rate`: bytes a second that it sends, None until it had much to send; `loss`: share of the lane's datagrams;
+    `rate`: bytes a second that it sends at most, None until it is known; `loss`: share of the datagrams that it sends;
     `in_flight`: bytes that the peer has not acknowledged. The bytes that it has carried are those of records, or the
     lane's of streams and frames; what went again counts again."""
 

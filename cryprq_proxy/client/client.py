@@ -391,7 +391,7 @@ class Client:
         packets = None if packet_link is None else packet_link.status()
         return ClientStatus(
             peer_id=str(self._identity.peer_id),
-            link="up" if link.up else "down",
+            link="up" if self.up else "down",
             exit=ExitAddress(peer_id=str(self._settings.peer), address=str(link.endpoint)),
             carrier=link.carrier_status(),
             provider=self._provider.name,

@@ -89,7 +89,7 @@ class PeerSession:
         packets = None if self.packet_link is None else self.packet_link.status()
         return PeerSessionStatus(
             peer_id=self.peer_text,
-            link="up" if self.carriers else "down",
+            link="up" if self.session.attached else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
             packets=packets,

@@ -65,8 +65,10 @@ def session_status(
     numbers of paths. `packets`: that of its lane, which alone knows the lane's round trip."""
     rotation = session.rotation if session.attached else None
     lane_trip = None if packets is None or packets.lane is None else packets.lane.round_trip
-    by_lane = session.lane is not None and session.lane.carries
-    trip = lane_trip if by_lane else round(session.liveness.round_trip, 6)
+    cipher = None if session.current is None else session.current.keys.cipher.name
+    trip: float | None = round(session.liveness.round_trip, 6)
+    if session.lane is not None and session.lane.carries:
+        cipher, trip = session.rotation.cipher.name, lane_trip
     return SessionStatus(
         attached=session.attached,
         streams=len(session.streams),
@@ -83,7 +85,7 @@ def session_status(
                 else (_lane_status(session.lane, lane_trip, session.rotation.cipher),)
             ),
         ),
-        cipher=None if session.current is None else session.current.keys.cipher.name,
+        cipher=cipher,
         epoch=None if rotation is None else rotation.sending,
         epoch_age=None if rotation is None else round(now - rotation.since, 3),
         round_trip=None if rotation is None else trip,

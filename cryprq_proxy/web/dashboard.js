@@ -249,7 +249,7 @@ function facts(node, rows) {
 
 function showPath(status) {
   const carrier = part(status.carrier), lane = part(part(status.packets).lane), session = part(status.session), rows = [];
-  rows.push(["Carrier", carrier.kind ? `${CARRIERS[carrier.kind] ?? carrier.kind} to ${carrier.address}` : status.link === "up" ? "up" : "none", carrier.why]);
+  rows.push(["Carrier", carrier.kind ? `${CARRIERS[carrier.kind] ?? carrier.kind} to ${carrier.address}` : "none", carrier.why]);
   if (carrier.congestion) rows.push(["Congestion", carrier.congestion, "The kernel's control for what is sent."]);
   if (lane.why !== undefined) rows.push(["Lane", lane.up ? `UDP to ${lane.peer}, ${lane.size}-byte datagrams` : "not in use", lane.why]);
   else rows.push(["Lane", "not in use", "Datagrams go on the carrier."]);
@@ -463,7 +463,7 @@ $("reload").addEventListener("click", () => change("/api/reload", {}, "Rules and
 function showPaths(session) {
   const paths = list(session.paths), lane = paths.find((path) => path.kind === "lane");
   text($("paths-text"), lane ? `streams go by ${lane.use === "in use" ? "the lane" : "TCP"}: ${lane.why}` : "");
-  ledger("paths", ["Path", "", "", "Round trip", "Rate", "Loss", "In flight", "Sent", "Received"], paths.map((path) => [path.use === "in use",
+  ledger("paths", ["Path", "", "", "Round trip", "Sends up to", "Loses", "In flight", "Sent", "Received"], paths.map((path) => [path.use === "in use",
     path.number ?? "–", [CARRIERS[path.kind] ?? path.kind, path.address].filter(Boolean).join(" to "), path.use, trip(path.round_trip),
     path.rate == null ? "–" : `${size(path.rate)}/s`, path.loss == null ? "–" : `${(100 * path.loss).toFixed(1)} %`,
     size(path.in_flight), size(path.bytes_sent), size(path.bytes_received)]));

@@ -174,7 +174,7 @@ _PER_PATH: Final[tuple[tuple[str, str, Callable[[SessionPathStatus], float | Non
         "Smoothed round trip of the path in use.",
         lambda path: path.round_trip or None,
     ),
-    ("path_rate_bytes_per_second", "What it sends while there is always more.", lambda path: path.rate),
+    ("path_rate_bytes_per_second", "What it sends at most.", lambda path: path.rate),
     ("path_loss_ratio", "Share of lost datagrams, where it is the lane.", lambda path: path.loss),
     ("path_in_flight_bytes", "Bytes that the exit has not acknowledged on it.", lambda path: path.in_flight),
     ("path_sent_bytes", "Bytes that it has carried to the exit.", lambda path: path.bytes_sent),

@@ -239,6 +239,15 @@ async def test_a_link_that_breaks_at_once_is_no_success(
     assert pauses.seconds[3] > 3 * pauses.seconds[0]
 
 
+async def test_the_link_is_up_while_the_lane_alone_carries(
+    here: Place, client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = client(here.endpoint("tcp"))
+    assert alone.status().link == "down"
+    monkeypatch.setattr(kept_session.KeptSession, "lane_proven", True)
+    assert alone.status().link == "up"
+
+
 async def test_an_endpoint_whose_admission_times_out_is_tried_last(
     here: Place, client: MakeClient, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:

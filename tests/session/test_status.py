@@ -124,6 +124,14 @@ def test_one_round_trip_of_the_lane_is_told_everywhere() -> None:
         assert told.round_trip == (lane if carries else tcp).round_trip
 
 
+def test_the_cipher_of_a_session_that_the_lane_alone_carries_is_the_lanes() -> None:
+    on = LanePair()
+    on.cut()
+    told = session_status(on.client, on.now, {}, None)
+    assert told.attached
+    assert told.cipher == told.paths[0].cipher == on.client.rotation.cipher.name
+
+
 def test_a_lane_that_does_not_carry_says_why() -> None:
     on = LanePair()
     on.shorten(on.client)

@@ -105,7 +105,7 @@ def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
             yield duration(session.epoch_age)
             yield session.cipher or "-"
             yield session.congestion or "-"
-        yield ", ".join(f"{path.number} {path.kind} {path.use}" for path in session.paths) or "-"
+        yield ", ".join(map(_path, session.paths)) or "-"
         yield milliseconds(session.round_trip)
         yield str(session.streams)
         yield size(session.bytes_sent)
@@ -115,6 +115,15 @@ def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
     rest = ("paths", "round trip", "streams", "sent", "received")
     rows = (tuple(row(session)) for session in sessions)
     return _table("sessions", (*columns, *rest), rows, fold="paths")
+
+
+def _path(path: SessionPathStatus) -> str:
+    """As "4 tcp standby", "lane in use (at most 2.1 MiB/s, 1.2% lost)"."""
+    name = path.kind if path.number is None else f"{path.number} {path.kind}"
+    pace = [] if path.rate is None else [f"at most {size(path.rate)}/s"]
+    lost = [] if path.loss is None else [f"{path.loss:.1%} lost"]
+    told = f" ({', '.join(pace + lost)})" if path.use == "in use" and pace + lost else ""
+    return f"{name} {path.use}{told}"
 
 
 def _peers(peers: Sequence[PeerStatus]) -> Table:
@@ -147,7 +156,7 @@ def _paths(paths: Iterable[SessionPathStatus], width: int) -> Table:
             yield path.cipher
 
     more = ("in flight", "sent", "received", "cipher") if roomy else ()
-    columns = ("path", "use", "carrier", "round trip", "rate", "loss", *more)
+    columns = ("path", "use", "carrier", "round trip", "sends up to", "loses", *more)
     return _table("paths", columns, (tuple(row(path)) for path in paths), fold="carrier")
 
 
@@ -164,7 +173,7 @@ def _epochs(epochs: Sequence[EpochStatus]) -> Table:
         for epoch in epochs[:_EPOCHS]
     )
     columns = ("epoch", "age", "sent", "received", "key exchange", "cipher")
-    return _table("epochs", columns, rows, fold="key exchange")
+    return _table("epochs, and their bytes by TCP", columns, rows, fold="key exchange")
 
 
 def _errors(errors: Sequence[LoggedError]) -> Table:

@@ -68,7 +68,7 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
         yield "carrier", f"{carrier.kind} to {carrier.address}{why}"
         on = carrier.connection_round_trip
         chosen = "" if on is None else f", on a connection of {milliseconds(on)}"
-        yield "congestion", f"{carrier.congestion or '?'} for what is sent{chosen}"
+        yield "congestion", f"{carrier.congestion or '?'} for what it sends{chosen}"
     if session is not None and session.epoch is not None:
         yield "epoch", f"{session.epoch}, {duration(session.epoch_age)} old"
         yield "cipher", session.cipher or "?"

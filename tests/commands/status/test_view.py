@@ -191,6 +191,15 @@ def test_which_path_carries_what_and_why() -> None:
     )
 
 
+def test_which_path_carries_a_client_of_an_exit() -> None:
+    """What an exit sends is the client's download. The lane has no number, and was called None."""
+    session = {"peer_id": "c" * 52, "paths": [TCP_PATH, LANE_PATH]}
+    told = "4 tcp standby, lane in use (at most 21.9 MiB/s, 1.2% lost)"
+    assert told in render({"role": "exit", "sessions": [session]})
+    session["paths"] = [{**TCP_PATH, "use": "in use"}, {**LANE_PATH, "use": "standby"}]
+    assert "4 tcp in use, lane standby" in render({"role": "exit", "sessions": [session]})
+
+
 def test_streams_on_a_record_path_say_why_it_is_not_the_lane() -> None:
     lane = {**LANE_PATH, "use": "standby", "why": "the round trip of 0.3 ms is so short that TCP costs less"}
     shown = rows({"session": {"streams": 3, "paths": [{**TCP_PATH, "use": "in use"}, lane]}})
@@ -327,7 +336,7 @@ DAILY: dict[str, Any] = {
 def test_what_daily_use_shows() -> None:
     shown = rows(DAILY)
     assert shown["carrier"] == "wss to wss://work.example/x: it answered first"
-    assert shown["congestion"] == "bbr for what is sent, on a connection of 11.9 ms"
+    assert shown["congestion"] == "bbr for what it sends, on a connection of 11.9 ms"
     assert shown["traffic"] == "1000 B sent, 5.0 MiB received since the start"
     assert shown["connections"] == "3 open, 40 so far: 30 tunnel, 8 direct, 2 block"
     assert shown["refused"] == "2 not allowed"
