@@ -220,6 +220,12 @@ class KeptSession:
         """The last one counts, for all paths of this session that follow."""
         self.advertised = resume_endpoint(address, self._reached, self._network.lets_out)
 
+    def look_at_address(self) -> None:
+        """The addresses of this machine have changed, and there is no path that would notice."""
+        lane = None if self.packet_link is None else self.packet_link.lane
+        if isinstance(lane, ClientLane):
+            lane.look_at_address()
+
     def _lane_changed(self) -> None:
         link = self.packet_link
         if self.session is not None and link is not None and link.lane is not None and not link.lane.up:

@@ -252,11 +252,14 @@ class ClientLink:
         self._second.replace()
 
     def look_at_addresses(self) -> None:
-        """As `redial`, if a path is connected from an address that this machine has lost."""
+        """As `redial`, if a path is connected from an address that this machine has lost: the lane follows the new one.
+        Without any path the lane looks itself."""
         gone = [path for path in self.paths.values() if not is_this_machine(path.carrier.local)]
         if gone:
             _log.info("the address is gone from which %s was reached", gone[0].reached.endpoint)
             self.redial()
+        elif not self.paths:
+            self.kept.look_at_address()
 
     def work(self, name: str) -> Work:
         """The attempts to bring it up while it is down, for the watchdog."""

@@ -9,6 +9,8 @@ import pytest
 
 from cryprq_proxy.base.netlink_watch import NoChanges
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.lane.batch import UdpOffload
+from cryprq_proxy.carriers.lane.client import ClientLane
 from cryprq_proxy.client import link, roaming
 from cryprq_proxy.client.roaming import follow_addresses
 from tests.support.fake_exits import FakeExits
@@ -58,6 +60,23 @@ async def test_the_links_of_all_exits_are_looked_at() -> None:
     world = FakeExits(2)
     world.exits.look_at_addresses()
     assert [client.looks for client in world.clients] == [1, 1]
+
+
+async def test_without_a_path_the_lane_looks_for_its_address(
+    here: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = here.client(here.endpoint("tcp"))
+    await opened(client, here.echo)
+    looks: list[ClientLane] = []
+    monkeypatch.setattr(ClientLane, "look_at_address", lambda lane: looks.append(lane))
+    packets = client._kept.packet_link
+    assert packets is not None
+    lane = packets.lane = ClientLane(asyncio.get_running_loop(), packets, UdpOffload(True, True, ""))
+    client.look_at_addresses()
+    assert not looks, "the path looks"
+    monkeypatch.setattr(client._link, "paths", {})
+    client.look_at_addresses()
+    assert looks == [lane]
 
 
 async def test_a_path_from_an_address_that_is_gone_is_left_for_a_new_one(

@@ -63,6 +63,13 @@ class ClientLane(LaneCarrier):
         self._exit = exit
         self._open(self._clock())
 
+    def look_at_address(self) -> None:
+        """The addresses of this machine have changed. If a new socket would have another one, have one at once: else a
+        client with nothing to send would be found only after its next probe."""
+        if not self._stays():
+            self._reopen_at = self._clock()
+            self._arm(self._reopen_at)
+
     def _stays(self) -> bool:
         """Whether a new socket would have the local address of the present one."""
         if self._exit is None or self._here is None:

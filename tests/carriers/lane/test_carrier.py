@@ -620,6 +620,29 @@ def test_new_local_address_makes_a_new_socket(
     assert len(session.at_client.packets) == 1
 
 
+def test_a_lost_address_is_left_at_once_by_a_client_that_sends_nothing(
+    join: Join, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = join(wildcard=True)
+    session.start()
+    loop.advance(2.0)
+    here = session.client._outlet()
+    session.client.look_at_address()
+    loop.settle()
+    assert session.client._outlet() is here, "it has its address"
+
+    def connected(address: SocketAddress, offload: UdpOffload, mark: int = 0) -> UdpSocket:
+        sock = UdpSocket(("127.0.0.3", 0), offload, mark)
+        sock.connect(address)
+        return sock
+
+    monkeypatch.setattr(UdpSocket, "connected", connected)
+    session.client.look_at_address()
+    loop.advance(0.1)
+    assert session.send(plain_packet(100), back=True)
+    assert len(session.at_client.packets) == 1
+
+
 def test_lost_address_reopens_at_a_bounded_rate(join: Join, loop: Loop, network: Network) -> None:
     session = join()
     session.start()
