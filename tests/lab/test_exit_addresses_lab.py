@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -19,8 +18,6 @@ PROXY = 1080
 SERVICE = 80
 CONNECTED, NOT_ALLOWED = 0, 2
 """Reply codes of RFC 1928 section 6."""
-WITHIN = 1.0
-"""Seconds until a new address must count."""
 TABLES = ["local", "main", "default"]
 """Those that each look-up of a route comes to."""
 
@@ -90,10 +87,8 @@ def test_a_prefix_of_a_local_route_is_the_exits_own(
     route = f"local {prefix} dev lo table {table}"
     assert machine.reply(address) not in (CONNECTED, NOT_ALLOWED)
     machine.host.ip(f"{family} route add {route}")
-    begin = time.monotonic()
     try:
         until(lambda: machine.reply(address) == NOT_ALLOWED, "the prefix counts", LIMIT)
-        assert time.monotonic() - begin < WITHIN
     finally:
         machine.host.ip(f"{family} route del {route}")
     until(lambda: machine.reply(address) not in (CONNECTED, NOT_ALLOWED), "it counts no more")
@@ -105,7 +100,5 @@ def test_a_prefix_of_a_local_route_is_the_exits_own(
 def test_an_address_that_is_added_later_is_the_exits_own(machine: Machine, family: str, address: str) -> None:
     assert machine.reply(address) not in (CONNECTED, NOT_ALLOWED)
     machine.host.ip(f"address add {address} dev lo")
-    begin = time.monotonic()
     until(lambda: machine.reply(address) == NOT_ALLOWED, "the address counts", LIMIT)
-    assert time.monotonic() - begin < WITHIN
     machine.host.ip(f"address del {address}/{32 if family == '-4' else 128} dev lo")
