@@ -639,6 +639,7 @@ def test_a_lost_address_is_left_at_once_by_a_client_that_sends_nothing(
     monkeypatch.setattr(UdpSocket, "connected", connected)
     session.client.look_at_address()
     loop.advance(0.1)
+    assert session.exit.path.counters.migrations == 1, "the exit knows it"
     assert session.send(plain_packet(100), back=True)
     assert len(session.at_client.packets) == 1
 
