@@ -114,7 +114,8 @@ class FlightFiles:
                     ending = await self._ending.wait()
             if self.memory.taken != self._saved:
                 await self._save()
-            if self.memory.taken == self._saved:
+            # `close` may have come while this wrote: what it has set stays set, and a last turn follows.
+            if self.memory.taken == self._saved and not self._ending.is_set():
                 news.clear()
 
     async def _save(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,6 +114,35 @@ async def test_flights_are_on_disk_after_a_second_at_most(
         await written.wait()
         async with kept(tmp_path) as after_a_crash:
             assert after_a_crash.seen(b"a")
+
+
+@pytest.mark.parametrize("later", [[], [b"b"]], ids=["nothing more", "one more"])
+async def test_an_end_during_a_writing_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: list[bytes]
+) -> None:
+    """It was not: the exit hung for ever when it was stopped a second after a client had come."""
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.001)
+    writing, proceed, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    write = FlightFiles._write
+
+    def held(files: FlightFiles, new: list[bytes]) -> None:
+        loop.call_soon_threadsafe(writing.set)
+        proceed.wait()
+        write(files, new)
+
+    monkeypatch.setattr(FlightFiles, "_write", held)
+    files = FlightFiles(tmp_path)
+    files.memory.seen(b"a")
+    await writing.wait()
+    closing = asyncio.create_task(files.close())
+    await asyncio.sleep(0)
+    for flight in later:
+        files.memory.seen(flight)
+    proceed.set()
+    async with asyncio.timeout(10):
+        await closing
+    async with kept(tmp_path) as memory:
+        assert all(memory.seen(flight) for flight in [b"a", *later])
 
 
 async def test_nothing_wakes_while_no_flight_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
