@@ -87,9 +87,10 @@ class PeerSession:
         congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
         carriers = {number: (carrier.kind, "") for number, carrier in self.carriers.items()}
         packets = None if self.packet_link is None else self.packet_link.status()
+        lane = self.session.lane
         return PeerSessionStatus(
             peer_id=self.peer_text,
-            link="up" if self.session.attached else "down",
+            link="up" if self.carriers or (lane is not None and lane.proven) else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
             packets=packets,

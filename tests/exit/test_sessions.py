@@ -113,6 +113,8 @@ async def test_a_session_without_a_carrier_lives_while_its_lane_works() -> None:
         first = entry.expiry
         await until(lambda: entry.expiry is not first)
         assert held(exit) == (0, 1) and lane.carries
+        assert entry.status(clock()).link == "down"  # whoever was there may be gone
+        lane.alive(clock())
         assert entry.status(clock()).link == "up"
         lane.set_up(False, 0.0, "a test says so", clock())
         await until(lambda: held(exit) == (0, 0))
