@@ -181,27 +181,19 @@ def complete(buffer: memoryview, start: int, end: int, csum_start: int, csum_off
 def _transport(buffer: memoryview, start: int, end: int) -> tuple[int, int]:
     """Where the TCP or UDP header of a packet of at least 20 bytes begins, and which it is; (0, 0) if there is none."""
     first = buffer[start]
-    if first >> 4 == 4:
-        header, protocol = (first & 0x0F) * 4, buffer[start + 9]
-        if (
-            header >= V4_HEADER
-            and protocol in _CSUM_OFFSET
-            and not buffer[start + 6] & 0x3F | buffer[start + 7]
-        ):
-            return header, protocol
-        return 0, 0
+    if first == 0x45:
+        protocol = buffer[start + 9]
+        whole = not buffer[start + 6] & 0x3F | buffer[start + 7]
+        return (V4_HEADER, protocol) if whole and protocol in _CSUM_OFFSET else (0, 0)
     if first >> 4 == 6 and end - start > V6_HEADER:
         protocol = buffer[start + 6]
         if protocol in _CSUM_OFFSET:
             return V6_HEADER, protocol
-        packet = parse(buffer, start, end)
-        if (
-            not isinstance(packet, Drop)
-            and packet.protocol in _CSUM_OFFSET
-            and not packet.fragment | packet.more
-        ):
-            return packet.transport, packet.protocol
-    return 0, 0
+    # With options or extension headers, which must be in order.
+    packet = parse(buffer, start, end)
+    if isinstance(packet, Drop) or packet.protocol not in _CSUM_OFFSET or packet.fragment | packet.more:
+        return 0, 0
+    return packet.transport, packet.protocol
 
 
 def _header(buffer: memoryview, start: int, size: int, flags: int, transport: int, protocol: int) -> int:

@@ -49,7 +49,7 @@ def cut(buffer: memoryview, start: int, end: int, shape: Shape) -> list[bytes]:
 
 
 def described(packet: bytes, head: tuple[int, int, int, int, int, int]) -> Shape | Drop:
-    buffer, start, end = placed(packet)
+    buffer, start, end = placed(bytes(packet))
     VNET.pack_into(buffer, start - VNET_SIZE, *head)
     return describe(buffer, start, end)
 
@@ -119,12 +119,32 @@ def test_describe_refuses_what_does_not_fit(version: int, protocol: int) -> None
         assert described(packet[: at + 1] + b"\x12" + packet[at + 2 :], good) is Drop.OFFLOAD  # SYN
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_a_super_packet_with_bad_options_is_refused(protocol: int) -> None:
+    """Else its segments would be no packets."""
+    for options, good in ((b"\x01\x01\x01\x01", True), (b"\x03\x40\x06\x00", False)):
+        flow = Flow(4, protocol, PAYLOAD, 1400)
+        plain = super_packet(flow)
+        packet = bytearray(plain[:20] + options + plain[20:])
+        packet[0] = 0x46
+        packet[2:4] = len(packet).to_bytes(2)
+        if protocol == UDP:
+            assert int.from_bytes(packet[28:30]) == len(packet) - 24
+        shape = flow.shape._replace(header=flow.header + 4)
+        csum_offset = 16 if protocol == TCP else 6
+        assert described(bytes(packet), (1, flow.flags_and_type[1], 0, 1400, 24, csum_offset)) == (
+            shape if good else Drop.OFFLOAD
+        )
+        buffer, start, end = placed(bytes(packet))
+        assert fit(buffer, start, end, Run(shape, 0, flow.of, flow.of)) == (shape if good else Drop.OFFLOAD)
+
+
 def test_describe_completes_a_checksum_that_lies_deeper() -> None:
     """As of TCP inside IPv4 inside IPv4: the other side would look for it in the outer packet."""
     inner = built(Flow(4, TCP, PAYLOAD[:700], 1400), 0, 1, False)
     fields = 0x45, 0, 20 + len(inner), 1, 0, 64, 4, 0
     packet = struct.pack(">BBHHHBBH", *fields) + A4 + B4 + inner
-    buffer, start, end = placed(packet)
+    buffer, start, end = placed(bytes(packet))
     VNET.pack_into(buffer, start - VNET_SIZE, 1, 0, 0, 0, 40, 16)
     assert describe(buffer, start, end) == COMPLETE
     assert summable(bytes(buffer[start + 20 : end]))
@@ -182,7 +202,7 @@ def test_what_is_written_in_front_is_what_describe_reads(version: int, protocol:
 def test_plain_packets_pass_as_they_are() -> None:
     for flow in (Flow(version, protocol, b"hello", 100) for version, protocol in KINDS):
         packet = built(flow, 0, 1, True)
-        buffer, start, end = placed(packet)
+        buffer, start, end = placed(bytes(packet))
         assert fit(buffer, start, end, Run(COMPLETE, 0, 1, 1)) == COMPLETE
         assert vnet_header(buffer, start, end, COMPLETE) == start - VNET_SIZE
         assert bytes(buffer[start - VNET_SIZE : start]) == bytes(VNET_SIZE)
@@ -220,7 +240,7 @@ def test_behind_an_extension_header() -> None:
     pieces = cut(buffer, start, end, shape)
     assert [len(piece) for piece in pieces] == [shape.header + 1400] * 2
     assert all(summable(piece) for piece in pieces)
-    buffer, start, end = placed(packet)
+    buffer, start, end = placed(bytes(packet))
     assert VNET.unpack_from(buffer, vnet_header(buffer, start, end, shape))[4] == 48
 
 
