@@ -27,7 +27,7 @@ START_LIMIT = 30.0
 STOP_LIMIT = 8.0
 """Seconds a process may take to end after SIGTERM."""
 CARRIERS = ("auto", "tcp", "udp")
-"""Of the client's `carrier`: what carries streams (operations.md)."""
+"""Of the client's `carrier`: what carries streams (docs/exits-and-carriers.md)."""
 REQUEST = b"readiness".ljust(64)
 
 

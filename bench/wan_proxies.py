@@ -29,7 +29,7 @@ LOAD = Path(__file__).with_name("wan_load.py")
 CLOCK = Path(__file__).with_name("wan_clock.py")
 SOCKS = 1080
 SETTINGS = ("exact", "learned", "eager")
-"""Of `connect`: when an application is answered (operations.md)."""
+"""Of `connect`: when an application is answered (docs/applications.md)."""
 STOP_LIMIT = 10.0
 MEMORY = 10
 """Seconds for which the NAT before the exit knows a flow that is silent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from hashlib import sha256
 from ipaddress import IPv4Network
@@ -16,11 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from cryprq_proxy.address import Destination
+from cryprq_proxy.base.paths import default_identity
 from cryprq_proxy.carriers.lane import carrier as lane_carrier
 from cryprq_proxy.cli import cli
 from cryprq_proxy.config import tun as config_tun
+from cryprq_proxy.config.authorized import revoked_beside
 from cryprq_proxy.config.client import ClientConfig, client_from
-from cryprq_proxy.config.exit import ExitConfig, exit_from
+from cryprq_proxy.config.exit import ExitConfig, authorized_file, exit_from
 from cryprq_proxy.crypto.handshake import (
     FIRST_SIZE,
     SECOND_SIZE,
@@ -50,11 +53,13 @@ from cryprq_proxy.crypto.primitives import Cipher, new_aead
 from cryprq_proxy.crypto.rekey import REKEY_ANSWER_SIZE, REKEY_SIZE
 from cryprq_proxy.crypto.symmetric import SymmetricState
 from cryprq_proxy.errors import CloseReason, StreamReason
+from cryprq_proxy.exit import flight_memory
 from cryprq_proxy.exit.peer_session import MOST_PATHS
 from cryprq_proxy.exit.ticket_book import AHEAD
 from cryprq_proxy.lane import layout, replay, sealed_train, slices
 from cryprq_proxy.lane import path as lane_path
 from cryprq_proxy.lane import sealing as lane
+from cryprq_proxy.pairing import invite_store
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.number_set import MAX_GAPS
@@ -69,14 +74,32 @@ from cryprq_proxy.session.windows import INITIAL_WINDOW
 from cryprq_proxy.session.wire import Kind, StreamProtocol
 from cryprq_proxy.status import ClientStatus
 from tests.support.frames import WORKED
-from tests.support.pages import ARCHITECTURE, PROTOCOL, README, ROOT, THREATS, table
+from tests.support.pages import (
+    ARCHITECTURE,
+    CHANGELOG,
+    CONTRIBUTING,
+    MANUAL,
+    PROTOCOL,
+    README,
+    ROOT,
+    SECURITY,
+    SYSTEM_WIDE,
+    THREATS,
+    UPGRADE,
+    table,
+)
 from tun import settings as tun_settings
 from tun.device.urgent import MAX_URGENT
 from tun.firewall import nft
 from tun.routing import route_rules as rules
 
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vectors" / "README.md"]
-OURS = [README, PROTOCOL, THREATS, ARCHITECTURE]
+TOP = [README, CONTRIBUTING, CHANGELOG, SECURITY]
+PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vectors" / "README.md"]
+OURS = [*TOP, *MANUAL, PROTOCOL, THREATS, ARCHITECTURE]
+MOST_LINES = 150
+"""Of the README."""
+LONG_ENOUGH = 50
+"""Characters of a sentence that must not stand twice; shorter ones may be headings of a table."""
 
 
 def by_name(path: Path) -> str:
@@ -85,6 +108,8 @@ def by_name(path: Path) -> str:
 
 NO_KEYS = {"http_proxy", "https_proxy", "gso_size"}
 """Environment variables of other programs and a field of the protocol, written like keys."""
+METRICS = "cryprq_"
+"""How the names of our metrics begin; they are not keys."""
 LATER = {"docs/benchmarks.md"}
 """Written by `make bench` and by hand from measurements: the one target of a link that may be missing."""
 
@@ -124,8 +149,58 @@ def test_places_named_in_the_text_exist(page: Path) -> None:
     """Back-ticked names of files and directories of this project."""
     tops = {path.name for path in (*ROOT.iterdir(), *(ROOT / "cryprq_proxy").iterdir()) if path.is_dir()}
     for name in re.findall(r"`([a-z_]+/[a-zA-Z0-9_./-]*)`", page.read_text()):
-        if name.split("/")[0] in tops:
+        if name.split("/")[0] in tops and "PACKAGE" not in name:
             assert (ROOT / name).exists() or (ROOT / "cryprq_proxy" / name).exists(), f"{page.name}: {name}"
+
+
+def anchor(heading: str) -> str:
+    """The fragment that leads to a heading: small letters, hyphens for spaces, no other punctuation."""
+    return re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_links_lead_to_headings(page: Path) -> None:
+    for target, fragment in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text()):
+        if "://" not in target:
+            there = (page.parent / target).resolve() if target else page
+            prose = re.sub(r"^```.*?^```", "", there.read_text(), flags=re.DOTALL | re.MULTILINE)
+            headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+            assert fragment in {anchor(heading) for heading in headings}, f"{page.name}: {target}#{fragment}"
+
+
+def test_the_front_page_is_short_and_leads_to_every_page() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= MOST_LINES
+    led = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)#]+)", text)}
+    assert {*TOP[1:], *(ROOT / "docs").glob("*.md")} - {*led, ROOT / "docs" / "index.md"} == set()
+
+
+def test_no_sentence_stands_twice() -> None:
+    """On the pages for a person who runs the program: what changes is changed in one place."""
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for page in (README, CONTRIBUTING, CHANGELOG, SECURITY, *MANUAL):
+        prose = re.sub(r"^```.*?^```", "\n\n", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for block in re.split(r"\n\n+|^[-|]", prose, flags=re.MULTILINE):
+            for sentence in re.split(r"(?<=[.:;?])\s|\|", " ".join(block.split())):
+                if len(sentence) >= LONG_ENOUGH:
+                    places[sentence.strip()].append(page.name)
+    assert len(places) >= 300
+    assert {sentence: pages for sentence, pages in places.items() if len(pages) > 1} == {}
+
+
+def test_a_backup_names_all_that_an_exit_keeps(tmp_path: Path) -> None:
+    named = set(re.findall(r"[a-z][a-z.-]+", " ".join(row[0] for row in table(UPGRADE, "file", "what"))))
+    authorized = authorized_file(tmp_path / "exit.toml", ExitConfig())
+    kept = {
+        default_identity().name,
+        authorized.name,
+        revoked_beside(authorized).name,
+        invite_store.beside(authorized).name,
+        flight_memory.FILE,
+        flight_memory.RECENT,
+        "exit.toml",
+    }
+    assert kept <= named
 
 
 def test_make_verbs_exist() -> None:
@@ -146,7 +221,7 @@ def test_commands_and_flags_exist() -> None:
         lines = [*code_lines(page), *re.findall(r"`((?:sudo )?cryprq-proxy[^`]*)`", text)]
         for line in lines:
             match = re.search(r"(?<![\w/-])(?:\.venv/bin/)?cryprq-proxy(?: (.*))?$", line)
-            if not match or line.startswith(("ln ", "systemctl ", "cp ")):
+            if not match or line.startswith(("ln ", "systemctl ", "cp ", "git ")):
                 continue
             words = (match[1] or "").split()
             command = [words[0]] if words and words[0] in cli.commands else []
@@ -197,7 +272,7 @@ def test_configuration_keys_exist() -> None:
             assert name in keys, name
     for page in OURS:
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page.read_text()):
-            assert name in keys | NO_KEYS, f"{page.name}: {name}"
+            assert name in keys | NO_KEYS or name.startswith(METRICS), f"{page.name}: {name}"
         for name in re.findall(r"`\[([a-z.]+)\]`", page.read_text()):
             assert name in sections, f"{page.name}: [{name}]"
 
@@ -218,8 +293,8 @@ def test_bounds_in_the_threat_model_are_the_defaults() -> None:
 
 
 def test_what_system_wide_mode_changes() -> None:
-    """The names and numbers in the README are those that the program uses."""
-    text = README.read_text()
+    """The names and numbers on its page are those that the program uses."""
+    text = SYSTEM_WIDE.read_text()
     for name in (
         f"`inet {nft.CLIENT}`",
         f"`inet {nft.EXIT}`",
@@ -235,12 +310,17 @@ def test_what_system_wide_mode_changes() -> None:
         assert name in text, name
 
 
-def test_units_and_examples_that_the_readme_installs_exist() -> None:
-    for line in code_lines(README):
+def test_units_and_examples_that_the_pages_install_exist() -> None:
+    installed = 0
+    for line in (line for page in (README, *MANUAL) for line in code_lines(page)):
         if match := re.match(r"cp /opt/cryprq-proxy/(\S+) ", line):
             assert (ROOT / match[1]).exists(), line
-    text = README.read_text()
-    for unit in re.findall(r"systemctl (?:enable --now|reload|restart|stop) ([a-z-]+)", text):
+            installed += 1
+    assert installed >= 6
+    text = "\n".join(page.read_text() for page in (README, *MANUAL))
+    units = re.findall(r"systemctl (?:enable --now|disable --now|reload|restart|stop) ([a-z-]+)", text)
+    assert len(units) >= 6
+    for unit in units:
         assert (ROOT / "configs" / f"{unit}.service").exists(), unit
     exit_unit = (ROOT / "configs" / "cryprq-exit.service").read_text()
     assert "ExecReload=" in exit_unit

@@ -22,7 +22,7 @@ OTHER = "127.0.0.9"
 RISE = 2
 """Checks after which a server counts as there again (`rise`)."""
 PROMISED = 10.0
-"""Seconds that a request waits for the link, as README says."""
+"""Seconds that a request waits for the link, as docs/applications.md says."""
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason=NOT_INSTALLED)
 

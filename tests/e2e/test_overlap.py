@@ -22,7 +22,7 @@ from tests.support.targets import TcpTarget, UdpEcho
 
 RESTARTS: Final = 10
 PROMISED: Final = 10.0
-"""Seconds that a request waits for the link, as README says."""
+"""Seconds that a request waits for the link, as docs/applications.md says."""
 
 
 class Manager:

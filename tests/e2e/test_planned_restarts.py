@@ -17,7 +17,7 @@ from tests.support.two_exits import TwoExits
 
 RESTARTS: Final = 10
 PROMISED: Final = 10.0
-"""Seconds that a request waits for the link, as README says."""
+"""Seconds that a request waits for the link, as docs/applications.md says."""
 GRACE: Final = {"shutdown_grace": 60}
 
 

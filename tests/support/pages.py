@@ -7,10 +7,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
+SECURITY = ROOT / "SECURITY.md"
+"""What is supported, and how to report a fault; docs/security.md is about the program."""
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 GLOSSARY = ROOT / "docs" / "glossary.md"
 PROTOCOL = ROOT / "docs" / "protocol.md"
 THREATS = ROOT / "docs" / "threat-model.md"
+SYSTEM_WIDE = ROOT / "docs" / "system-wide.md"
+UPGRADE = ROOT / "docs" / "uninstall-and-upgrade.md"
+MANUAL = [
+    ROOT / "docs" / f"{name}.md"
+    for name in (
+        "quick-start",
+        "applications",
+        "rules",
+        "system-wide",
+        "exits-and-carriers",
+        "operations",
+        "troubleshooting",
+        "uninstall-and-upgrade",
+        "security",
+    )
+]
+"""What a person reads who runs the program, in the order of the README."""
 
 
 def table(page: Path, *heads: str) -> list[list[str]]:
