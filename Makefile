@@ -20,7 +20,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz requirements clean
+.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -81,6 +81,10 @@ fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each, from the seeds in te
 		$(BIN)/python "$$target" -runs=$(RUNS) -timeout=10 -verbosity=0 $(ARGS) .fuzz/$$name "$$seeds" || exit 1; \
 	done
 
+docs: $(VENV)/.docs ## the pages of docs/ as a site, in build/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "Open build/site/index.html"
+
 requirements: ## resolve the newest dependencies and pin them with hashes
 	@$(find_python); "$$python" -m venv --clear $(VENV)-lock
 	@$(VENV)-lock/bin/python -m pip --disable-pip-version-check --quiet --no-input install pip-tools
@@ -89,6 +93,8 @@ requirements: ## resolve the newest dependencies and pin them with hashes
 		-o requirements-dev.txt pyproject.toml
 	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --extra fuzz -c requirements-dev.txt \
 		-o requirements-fuzz.txt pyproject.toml
+	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --extra docs -c requirements-dev.txt \
+		-o requirements-docs.txt pyproject.toml
 	@rm -rf $(VENV)-lock
 
 clean: ## remove the environment, caches and build output
@@ -108,7 +114,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-# Built anew when the pins of the runtime change, so that nothing that left them stays. Three depths: run, develop, fuzz.
+# Built anew when the pins of the runtime change, so that nothing that left them stays. Depths: run, develop, fuzz; and beside them the site.
 $(VENV)/.run: requirements.txt pyproject.toml
 	@$(find_python); echo "Setting up $(VENV) with $$("$$python" --version)"; \
 	rm -rf $(VENV); \
@@ -126,6 +132,10 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 
 $(VENV)/.fuzz: $(VENV)/.dev requirements-fuzz.txt
 	@$(PIP) install --require-hashes -r requirements-fuzz.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run requirements-docs.txt
+	@$(PIP) install --require-hashes -r requirements-docs.txt
 	@touch $@
 
 # Debian packages, where that is possible; what needs a missing one says so and is skipped, but in CI it is a failure.

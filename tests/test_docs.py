@@ -175,6 +175,13 @@ def test_the_front_page_is_short_and_leads_to_every_page() -> None:
     assert {*TOP[1:], *(ROOT / "docs").glob("*.md")} - {*led, ROOT / "docs" / "index.md"} == set()
 
 
+def test_the_site_leads_to_every_page() -> None:
+    """mkdocs.yml lists the pages in the README's order; `make docs` itself fails for a link that leads nowhere."""
+    listed = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} < set(listed)
+    assert [name for name in listed if ROOT / "docs" / name in MANUAL] == [page.name for page in MANUAL]
+
+
 def test_no_sentence_stands_twice() -> None:
     """On the pages for a person who runs the program: what changes is changed in one place."""
     places: defaultdict[str, list[str]] = defaultdict(list)
