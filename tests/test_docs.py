@@ -24,6 +24,7 @@ from cryprq_proxy.config import tun as config_tun
 from cryprq_proxy.config.authorized import revoked_beside
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, authorized_file, exit_from
+from cryprq_proxy.config.rules import to_rules
 from cryprq_proxy.crypto.handshake import (
     FIRST_SIZE,
     SECOND_SIZE,
@@ -60,6 +61,7 @@ from cryprq_proxy.lane import layout, replay, sealed_train, slices
 from cryprq_proxy.lane import path as lane_path
 from cryprq_proxy.lane import sealing as lane
 from cryprq_proxy.pairing import invite_store
+from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.frame_reader import decode_frames
 from cryprq_proxy.session.number_set import MAX_GAPS
@@ -90,7 +92,7 @@ from tests.support.pages import (
 )
 from tun import settings as tun_settings
 from tun.device.urgent import MAX_URGENT
-from tun.firewall import nft
+from tun.firewall import nft, policy
 from tun.routing import route_rules as rules
 
 TOP = [README, CONTRIBUTING, CHANGELOG, SECURITY]
@@ -297,6 +299,20 @@ def test_bounds_in_the_threat_model_are_the_defaults() -> None:
             assert int(digits.replace(",", "")) * (1 << 20 if unit else 1) == values[name], row
             seen += 1
     assert seen >= 14
+
+
+def test_the_page_about_rules_names_those_of_its_example_that_system_wide_mode_refuses() -> None:
+    text = (ROOT / "docs" / "rules.md").read_text()
+    example = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert example
+    peers = "".join(
+        f'[[exit]]\nname = "{name}"\npeer = "cryprq://{letter * 51}a@{name}.example:4433"\n'
+        for name, letter in (("home", "a"), ("work", "b"))
+    )
+    config = client_from(example[1] + peers, ROOT / "client.toml", True, {})
+    refused = policy.check(RuleSet(to_rules(config.rule), config.default))
+    assert [reason.split(" says ")[0] for reason in refused] == ["the office", "rule 4"]
+    assert "`--tun` refuses two of them at its start, the office" in text
 
 
 def test_what_system_wide_mode_changes() -> None:
