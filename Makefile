@@ -20,7 +20,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs requirements clean
+.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs man requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -84,6 +84,9 @@ fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each, from the seeds in te
 docs: $(VENV)/.docs ## the pages of docs/ as a site, in build/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo "Open build/site/index.html"
+
+man: $(VENV)/.run ## the man pages in docs/man, from --help and configs/
+	$(BIN)/python -m tools.manpages
 
 requirements: ## resolve the newest dependencies and pin them with hashes
 	@$(find_python); "$$python" -m venv --clear $(VENV)-lock

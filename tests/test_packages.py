@@ -13,6 +13,7 @@ import pytest
 
 from cryprq_proxy import __version__
 from tests.support.logged import ROOT
+from tools.manpages import pages
 
 pytestmark = pytest.mark.process
 
@@ -87,3 +88,9 @@ def test_a_wheel_brings_the_program(installed: Path) -> None:
         [installed / "cryprq-proxy", "--version"], check=True, capture_output=True, text=True
     )
     assert told.stdout == f"cryprq-proxy {__version__}\n"
+
+
+def test_a_wheel_brings_the_man_pages(installed: Path) -> None:
+    """Where man looks beside a directory of the PATH."""
+    held = {path.name: path.read_text() for path in (installed.parent / "share" / "man").glob("man?/*")}
+    assert held == {file.name: text for file, text in pages().items()}
