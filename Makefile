@@ -118,6 +118,7 @@ fi
 endef
 
 # Built anew when the pins of the runtime change, so that nothing that left them stays. Depths: run, develop, fuzz; and beside them the site.
+# Bytecode is written for what is used, when it is used first; all of it is a third of the environment's size.
 $(VENV)/.run: requirements.txt pyproject.toml
 	@$(find_python); echo "Setting up $(VENV) with $$("$$python" --version)"; \
 	rm -rf $(VENV); \
@@ -125,8 +126,9 @@ $(VENV)/.run: requirements.txt pyproject.toml
 		echo "Python could not make an environment: on Debian and Ubuntu install python3-venv first" >&2; \
 		exit 1; \
 	}
-	@$(PIP) install --require-hashes -r requirements.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-compile --require-hashes -r requirements.txt
+	@$(PIP) install --no-compile --no-deps --no-build-isolation -e .
+	@find $(VENV)/lib -name __pycache__ -prune -exec rm -rf {} +
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
