@@ -22,13 +22,13 @@ from click.core import ParameterSource
 
 from . import __version__
 from .base.log import describe, one_line, setup, write_behind
+from .base.program import PROGRAM, to_run
 from .commands import completion, control, dashboard, doctor, explain, keys, pairing, run, tun
 from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
 from .commands.desktop import command as desktop
 from .commands.status import command as status
 from .errors import ConfigError, CryprqError
 
-PROGRAM: Final = "cryprq-proxy"
 OK: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -250,7 +250,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         return OK
     except click.ClickException as error:
         code = error.exit_code
-        _complain(f"{_sentence(error)}; see {PROGRAM} --help" if code == WRONG_USAGE else _sentence(error))
+        _complain(f"{_sentence(error)}; see {to_run('--help')}" if code == WRONG_USAGE else _sentence(error))
         return code
     except ConfigError as error:
         _complain(describe(error))

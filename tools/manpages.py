@@ -17,7 +17,8 @@ from typing import Final
 
 import click
 
-from cryprq_proxy.cli import PROGRAM, cli
+from cryprq_proxy.base.program import PROGRAM
+from cryprq_proxy.cli import cli
 
 ROOT: Final = Path(__file__).parents[1]
 MAN: Final = ROOT / "docs" / "man"

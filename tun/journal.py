@@ -31,6 +31,7 @@ from typing import Any, Final, Self
 from cryprq_proxy.base.file_access import replace_file, sync_directory, write_all
 from cryprq_proxy.base.files import is_own_directory, is_own_file
 from cryprq_proxy.base.leftovers import in_use
+from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 _log = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ def undo(journal: Journal, undoers: Mapping[str, Undoer], keep: Container[str] =
         except Exception as error:  # noqa: BLE001  whatever it was, the changes before it must still be undone
             _log.debug("undoing %r failed", entry, exc_info=error)
             kept.append(entry)
-            hint = "; the rest is undone, run `cryprq-proxy cleanup` to try these again"
+            hint = f"; the rest is undone, run `{to_run('cleanup')}` to try these again"
             said = str(error) if isinstance(error, CryprqError) else f"{type(error).__name__}: {error}"
             reasons.append(f"{kind}: {said}")
     try:

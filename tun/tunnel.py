@@ -29,6 +29,7 @@ from msgspec import structs
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base import forwarder_port, leftovers
+from cryprq_proxy.base.program import to_run
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
@@ -235,7 +236,7 @@ class Tunnel:
         stays = "; the kill switch stands until then" if self._settings.kill_switch else ""
         raise CryprqError(
             f"another program removed the device {self._settings.device} ({reason_of(error)}); "
-            f"start cryprq-proxy --tun again{stays}"
+            f"start {to_run('--tun')} again{stays}"
         )
 
     async def close(self, *failure: Any) -> None:
@@ -339,7 +340,9 @@ class JournalEnding:
             return
         self.undo_all_but({nft.KIND}, "not everything could be undone")
         _log.warning(
-            "the kill switch stands: nothing gets out until cryprq-proxy --tun runs again, or cryprq-proxy cleanup"
+            "the kill switch stands: nothing gets out until %s runs again, or %s",
+            to_run("--tun"),
+            to_run("cleanup"),
         )
 
     def undo_all_but(self, kinds: set[str], complaint: str) -> None:

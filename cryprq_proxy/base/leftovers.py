@@ -30,6 +30,7 @@ from ..errors import ConfigError
 from .accept_loop import Acceptor
 from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
 from .paths import ROLES, Role
+from .program import to_run_as_root
 
 RULE_PROTOCOL: Final = 0x72
 """FRA_PROTOCOL and rtm_protocol of all that a client sets; not registered (iproute2, rt_protos)."""
@@ -40,7 +41,7 @@ RESOLV_CONF_HEADER: Final = "# cryprq-proxy "
 """The first line of our resolv.conf begins so."""
 TABLES: Final[dict[Role, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
 """Our tables of the packet filter, of family inet."""
-REMEDY: Final = "start it again, or sudo cryprq-proxy cleanup"
+REMEDY: Final = f"start it again, or {to_run_as_root('cleanup')}"
 KILL_SWITCH_STANDS: Final = f"the kill switch of an earlier --tun stands: {REMEDY}"
 
 _FILTER: Final = {role: f"the table {table} of the packet filter" for role, table in TABLES.items()}

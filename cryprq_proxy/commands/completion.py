@@ -6,7 +6,8 @@ from typing import Final
 
 import click
 
-PROGRAM: Final = "cryprq-proxy"
+from ..base.program import PROGRAM
+
 SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_CRYPRQ_PROXY_COMPLETE"
 """Set by the script: the program then answers instead of running."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from ..base.program import to_run
 from ..errors import CryprqError, reason_of
 from .common import ask, config_option, control_sockets
 
@@ -33,7 +34,7 @@ def dashboard(print_it: bool, config: Path | None) -> None:
         return
     file = signpost(url, default_control_socket("client").parent)
     if webbrowser.open(file.as_uri()):
-        click.echo("opened in the browser; if that may not read the file: cryprq-proxy dashboard --print")
+        click.echo(f"opened in the browser; if that may not read the file: {to_run('dashboard --print')}")
     else:
         click.echo(f"there is no browser to open; the address is {url}")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..base.log import one_line
+from ..base.program import to_run
 from .common import FILE, act_for, config_option
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _list(as_json: bool, config: Path | None) -> None:
     for name, peer_id in rows:
         click.echo(f"{name:{width}}  {peer_id}{'  revoked: not let in' if peer_id in revoked else ''}")
     if not rows:
-        click.echo("no peers; invite one with: cryprq-proxy invite NAME")
+        click.echo(f"no peers; invite one with: {to_run('invite NAME')}")
     if invites:
         click.echo("\nopen invites:")
         _show_invites(store)

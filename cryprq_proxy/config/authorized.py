@@ -22,6 +22,7 @@ from ..base.file_access import exists
 from ..base.files import SharedFile
 from ..base.log import one_line
 from ..base.paths import MAX_LIST, read_text
+from ..base.program import to_run
 from ..crypto.identity import PEER_ID_LENGTH, PeerId
 from ..errors import ConfigError
 
@@ -211,7 +212,7 @@ def find(peers: Iterable[Peer], who: str) -> Peer:
             f"{len(found)} peers are called {one_line(who[:MAX_NAME])}; say which one by its peer id"
         )
     if not found:
-        raise ConfigError(f"no peer is called {one_line(who[:MAX_NAME])}; `cryprq-proxy peers` lists them")
+        raise ConfigError(f"no peer is called {one_line(who[:MAX_NAME])}; `{to_run('peers')}` lists them")
     return next(iter(found.values()))
 
 

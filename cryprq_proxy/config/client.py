@@ -21,6 +21,7 @@ import msgspec
 
 from ..address import Destination, parse_host_port
 from ..base.paths import default_control_socket, exposed
+from ..base.program import to_run
 from ..carriers.dial.upstream import UpstreamProxy
 from ..client.settings import ClientSettings, Connect, EndpointMemory
 from ..errors import ConfigError
@@ -159,6 +160,6 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
     if not values.get("peer") and not values.get("exit"):
         raise ConfigError(
             f'no exit is named: give --peer cryprq://PEERID@HOST:PORT, write peer = "cryprq://..." into {source}, '
-            "or run cryprq-proxy join with an invite"
+            f"or run {to_run('join')} with an invite"
         )
     return build(ClientConfig, values, text, source)

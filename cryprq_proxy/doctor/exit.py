@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..base.own_addresses import own_addresses
+from ..base.program import to_run
 from ..base.text import counted
 from ..config.exit import authorized_file
 from ..errors import ConfigError
@@ -17,7 +18,7 @@ async def peers(context: Context) -> CheckVerdict:
     config = context.exit_config
     listed = config.peers(authorized_file(context.file, config)).allowed
     if not listed:
-        return fail("no client is on the list, so none is let in", "invite one: cryprq-proxy invite NAME")
+        return fail("no client is on the list, so none is let in", f"invite one: {to_run('invite NAME')}")
     text = f"{counted(len(listed), 'client')} may come in"
     running = context.running_exit
     if running is not None and running.authorized != len(listed):

@@ -20,6 +20,7 @@ from ..base import forwarder_port
 from ..base import leftovers as marks
 from ..base.file_access import open_list
 from ..base.paths import ROLES
+from ..base.program import to_run, to_run_as_root
 from ..config.both_roles import is_loopback
 from ..config.client import ClientConfig, load_client
 from ..config.exit import ExitConfig, load_exit
@@ -144,7 +145,8 @@ async def variables(context: Context) -> CheckVerdict:
     found = {name: value for name in spellings if (value := context.environment.get(name))}
     if not found:
         return ok(
-            "no variable names a proxy: programs in a terminal go past it unless they are told (cryprq-proxy env)"
+            "no variable names a proxy: programs in a terminal go past it unless they are told "
+            f"({to_run('env')})"
         )
     dead, others = [], []
     for variable, value in found.items():
@@ -270,9 +272,7 @@ async def leftovers(context: Context) -> CheckVerdict:
                     left.append(f"the journal {journal}")
     if left:
         stands = f"{marks.KILL_SWITCH_STANDS} (it has left {', '.join(left)})"
-        return fail(
-            stands if marks.kill_switch_in(left) else marks.has_left(left), "sudo cryprq-proxy cleanup"
-        )
+        return fail(stands if marks.kill_switch_in(left) else marks.has_left(left), to_run_as_root("cleanup"))
     if len(dead) < len(ROLES):
         return ok("system-wide mode runs; what it has changed is undone when it ends")
     return ok(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from ..base.program import to_run, to_run_as_root
 from ..carriers.admission import introduce, meet_exit, read_verdict
 from ..carriers.dial.connect import Dialling
 from ..carriers.dial.dial import dial
@@ -89,7 +90,8 @@ async def reach(context: Context) -> CheckVerdict:
     if client is not None and client.tun:
         return fail(
             f"the running client has no link: {client.last_error}",
-            "system-wide mode keeps all else in, this test too: stop it (sudo cryprq-proxy cleanup if it was killed), "
+            "system-wide mode keeps all else in, this test too: stop it "
+            f"({to_run_as_root('cleanup')} if it was killed), "
             "then ask again",
         )
     config, exits = context.client_config, context.client_config.exits()
@@ -213,7 +215,7 @@ def _refused(error: PeerError, endpoint: Endpoint, me: str) -> CheckVerdict:
     if error.reason is CloseReason.NOT_AUTHORIZED:
         return fail(
             f"the exit at {endpoint} is the right one, but does not let this client in (peer id {me})",
-            f"use an invite (cryprq-proxy join URI), or {_ADD_PEER.format(peer=me)}",
+            f"use an invite ({to_run('join URI')}), or {_ADD_PEER.format(peer=me)}",
         )
     if error.reason is CloseReason.LIMIT:
         return fail(

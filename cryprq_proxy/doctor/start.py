@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ..base.paths import config_dir
+from ..base.program import to_run
 from ..base.text import counted, duration
 from ..config.client import load_client
 from ..config.exit import load_exit
@@ -37,9 +38,9 @@ async def client_configuration(context: Context) -> CheckVerdict:
     except ConfigError as error:
         return fail(
             str(error),
-            f"change {file} as it says; `cryprq-proxy join URI` writes one for you"
+            f"change {file} as it says; `{to_run('join URI')}` writes one for you"
             if file.exists()
-            else "ask for an invite (`cryprq-proxy invite NAME` at the exit), then: cryprq-proxy join URI",
+            else f"ask for an invite (`cryprq-proxy invite NAME` at the exit), then: {to_run('join URI')}",
         )
     named = ", ".join(exit.name for exit in exits)
     return ok(f"{file} is valid and names {counted(len(exits), 'exit')}: {named}")
@@ -62,7 +63,7 @@ async def identity(context: Context) -> CheckVerdict:
     if not os.path.lexists(file):
         return fail(
             f"there are no keys in {file} yet",
-            "they are made at the first start; or make them now: cryprq-proxy keygen",
+            f"they are made at the first start; or make them now: {to_run('keygen')}",
         )
     try:
         found = context.identity = load_identity(provider, file)

@@ -24,6 +24,7 @@ from typing import Final, Self
 from ..address import Destination, parse_host_port
 from ..base.deputy import act_as_owner
 from ..base.log import one_line
+from ..base.program import to_run
 from ..config.authorized import PeersFile, check_name
 from ..config.exit import ExitConfig, authorized_file, load_exit
 from ..config.foreign import ASKED_AT, only_harmless
@@ -209,7 +210,7 @@ def make_invite(
     warnings = []
     if not here.runs:
         warnings.append(
-            "no exit with this configuration runs now: start it with cryprq-proxy exit, or name its file with --config"
+            f"no exit with this configuration runs now: start it with {to_run('exit')}, or name its file with --config"
         )
     if not public:
         own = own_address(here.listen)

@@ -26,6 +26,7 @@ from ..base.log import one_line, set_level
 from ..base.netlink_watch import Changes, NoChanges, pause
 from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
 from ..base.passed_sockets import PassedSockets
+from ..base.program import to_run
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..config.authorized import KeptRevocations, revoked_beside
@@ -196,9 +197,10 @@ def load(
         revocations.check(place)
     if revoked:
         _log.warning(
-            "%s listed but revoked, and not let in: %s; to let one in again, run: cryprq-proxy peers add PEERID NAME",
+            "%s listed but revoked, and not let in: %s; to let one in again, run: %s",
             "1 peer is" if len(revoked) == 1 else f"{len(revoked)} peers are",
             _first_of([one_line(name) or str(peer) for peer, name in revoked.items()]),
+            to_run("peers add PEERID NAME"),
         )
     if repeated:
         _log.warning(
@@ -307,7 +309,8 @@ class RunningExit:
         """Say where clients find this exit, whose peer id is `own`."""
         if not self._names:
             _log.warning(
-                "no peer is allowed yet, so nobody gets in: invite one with `cryprq-proxy invite NAME`, or use --allow"
+                "no peer is allowed yet, so nobody gets in: invite one with `%s`, or use --allow",
+                to_run("invite NAME"),
             )
         listen = self._process.listen
         # An exit that listens on all addresses has no single host.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..base.program import to_run
 from ..config.client import ClientConfig
 from ..config.exit import ExitConfig
 from ..config.tun import ExitTunTable, TunTable
@@ -167,7 +168,7 @@ def leak_test(
     tun = next((role.tun for role in running if isinstance(role, ClientStatus) and role.tun), None)
     if tun is None:
         raise ConfigError(
-            "no client in system-wide mode is running: start cryprq-proxy --tun first, then test"
+            f"no client in system-wide mode is running: start {to_run('--tun')} first, then test"
         )
     try:
         exits = [(str(ip_address(host)), port) for host, port in tun.exits]

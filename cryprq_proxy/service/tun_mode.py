@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+from ..base.program import to_run
 from ..carriers.dial.tcp import by_system
 from ..client.exits import Exits
 from ..client.packet_ports import ClientNetwork, NoNetwork
@@ -95,7 +96,7 @@ class Confirmation:
         """Return at once where nothing has to be confirmed, and as well when a stop is asked for. From then on a
         failure leaves the kill switch. Raises CryprqError when the time is over."""
         if self._seconds:
-            _log.warning("everything is undone in %g s unless you call: cryprq-proxy confirm", self._seconds)
+            _log.warning("everything is undone in %g s unless you call: %s", self._seconds, to_run("confirm"))
             self._awaited = True
             try:
                 async with asyncio.timeout(self._seconds):

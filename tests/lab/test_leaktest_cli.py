@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -119,7 +120,10 @@ def test_where_nothing_can_be_proved_it_says_so(three_hosts: ThreeHosts, links: 
     proxy = links.client(client, tun=False)
     done = leaktest(links, client)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "no client in system-wide mode is running: start cryprq-proxy --tun first" in done.stderr
+    assert (
+        f"no client in system-wide mode is running: start {sys.executable} -m cryprq_proxy --tun first"
+        in done.stderr
+    )
     paused = links.call(client, "pause", "5", "--config", str(links.directory / "client.toml"))
     assert paused.returncode == 1
     assert "it does not run with --tun, so there is nothing to pause or confirm" in paused.stderr

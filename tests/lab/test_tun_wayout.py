@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from tests.support.lab.net import Namespace
 from tests.support.lab.server import FarServer
 
 QUIET: Settings = {"log_level": "info"}
-SENTENCE = "the kill switch of an earlier --tun stands: start it again, or sudo cryprq-proxy cleanup"
+CLEANUP = f"sudo {sys.executable} -m cryprq_proxy cleanup"
+SENTENCE = f"the kill switch of an earlier --tun stands: start it again, or {CLEANUP}"
 VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
 BEFORE = f"# of the lab\nnameserver {ROUTER_LAN4}\n"
 
@@ -204,7 +206,7 @@ def test_every_tool_names_what_is_left_where_no_filter_stands(hosts: ThreeHosts,
     client.run(["nft", "flush", "ruleset"])
     for version in ("-4", "-6"):
         client.run(["sh", "-c", f"while ip {version} rule del protocol 114 2>/dev/null; do :; done"])
-    left = "an earlier --tun has left /etc/resolv.conf: start it again, or sudo cryprq-proxy cleanup"
+    left = f"an earlier --tun has left /etc/resolv.conf: start it again, or {CLEANUP}"
     for done in (links.call(client, "status"), as_user(links, client, "status")):
         assert done.returncode == 1
         assert left in done.stderr

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
+from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
@@ -230,7 +231,7 @@ def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:
     if standing and not is_left_over(table, ask):
         raise ConfigError(
             f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
-            f'"cryprq-proxy cleanup", or "nft delete table inet {table}" if it is left over'
+            f'"{to_run("cleanup")}", or "nft delete table inet {table}" if it is left over'
         )
     if standing and (left := lost_settings(table)):
         _log.warning("%s", left)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from cryprq_proxy.base.faults import Faults
+from cryprq_proxy.base.program import to_run
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.rules.ranges import IPNetwork
@@ -149,7 +150,7 @@ async def run(
     Raises ConfigError without root, and where there is no such tunnel.
     """
     if tunnel not in {name for _, name in socket.if_nameindex()}:
-        raise ConfigError(f"there is no interface {tunnel}: start cryprq-proxy --tun first, then test")
+        raise ConfigError(f"there is no interface {tunnel}: start {to_run('--tun')} first, then test")
     fresh = canaries(targets or CanaryTargets())
     watch = Watch([*fresh, *(flow.canary for flow in held)], tunnel=tunnel, exits=exits, allowed=allowed)
     before = packets_sent()

@@ -32,6 +32,7 @@ from typing import Any, Final
 from pyroute2 import NetlinkError
 
 from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 from .. import sysctl
@@ -284,4 +285,4 @@ async def _delete_ours(kernel: Any) -> bool:
             await _do(kernel.rule, "del", rule)
         for route in routes:
             await _do(kernel.route, "del", route)
-    raise CryprqError("another program puts our routing rules back: stop it, then run `cryprq-proxy cleanup`")
+    raise CryprqError(f"another program puts our routing rules back: stop it, then run `{to_run('cleanup')}`")

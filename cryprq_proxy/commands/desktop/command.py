@@ -83,6 +83,7 @@ def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
     With --pac, what is direct does not pass the proxy; but a browser that starts while the client does not run goes
     past the proxy altogether.
     """
+    from ...base.program import to_run
     from . import gsettings as desktop
 
     file = desktop.state_file()
@@ -104,7 +105,7 @@ def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
         proxy = reachable(loaded.listen)
         desktop.turn_on(desktop.manual(proxy), file)
         click.echo(
-            f"the desktop's proxy is {proxy}; `cryprq-proxy system-proxy off` restores what was set before"
+            f"the desktop's proxy is {proxy}; `{to_run('system-proxy off')}` restores what was set before"
         )
         return
     if loaded.admin is None:
@@ -114,5 +115,5 @@ def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
     url = f"http://{reachable(loaded.admin)}/proxy.pac"
     desktop.turn_on(desktop.automatic(url), file)
     click.echo(
-        f"the desktop's proxy is by {url}; `cryprq-proxy system-proxy off` restores what was set before"
+        f"the desktop's proxy is by {url}; `{to_run('system-proxy off')}` restores what was set before"
     )

@@ -29,6 +29,7 @@ from ...address import Destination
 from ...base.files import SharedFile
 from ...base.log import one_line
 from ...base.paths import read_text, state_dir
+from ...base.program import to_run
 from ...errors import ConfigError, CryprqError, reason_of
 
 SCHEMA: Final = "org.gnome.system.proxy"
@@ -145,7 +146,7 @@ class _Gsettings:
         if program is None:
             raise CryprqError(
                 "gsettings was not found: this command is for GNOME and desktops that share its settings;"
-                " elsewhere set the proxy in the desktop's settings, or use `cryprq-proxy env`"
+                f" elsewhere set the proxy in the desktop's settings, or use `{to_run('env')}`"
             )
         self._program = program
 
