@@ -45,10 +45,10 @@ _log = logging.getLogger(__name__)
 @click.option(
     "--peer",
     multiple=True,
-    metavar="cryprq://PEERID@HOST:PORT",
+    metavar="cryprq://PEERID@HOST[:PORT]",
     help="The exit; may be repeated, for further endpoints of it or further exits.",
 )
-@click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
+@click.option("--listen", metavar="[HOST:]PORT", help="Where applications connect (default: 127.0.0.1:1080).")
 @click.option(
     "--user",
     metavar="NAME:PASSWORD",

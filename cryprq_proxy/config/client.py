@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from ..address import Destination, parse_host_port
+from ..address import Destination
 from ..base.paths import default_control_socket, exposed
 from ..base.program import to_run
 from ..carriers.dial.upstream import UpstreamProxy
@@ -35,14 +35,14 @@ from .exits import PEER, ExitChoice, ExitTable, exit_choices
 from .rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .secret_files import read_user
 from .tun import TunTable
-from .urls import PeerUrl, parse_listen_or_off, parse_upstream
+from .urls import PeerUrl, parse_listen, parse_listen_or_off, parse_upstream
 
 type CarrierChoice = Literal["auto", "tcp", "udp"]
 
 NO_MEMORY: Final = EndpointMemory()
 DEFAULT_ADMIN: Final = Destination("127.0.0.1", 1081)
-_ADMIN: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:1081", or "off"')
-_LISTEN: Final = Text(parse_host_port, 'a string like "127.0.0.1:1080"')
+_ADMIN: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:1081", a port, or "off"', integers=True)
+_LISTEN: Final = Text(parse_listen, 'a string like "127.0.0.1:1080", or a port', integers=True)
 _UPSTREAM: Final = Text(parse_upstream, 'a string like "socks5://127.0.0.1:9050"')
 _USER: Final = Text(Credentials.parse, 'a string like "NAME:PASSWORD"')
 

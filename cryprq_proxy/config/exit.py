@@ -27,8 +27,10 @@ from .secret_files import read_psk, read_token
 from .tun import ExitTunTable, parse_prefix
 from .urls import parse_advertise, parse_listen_or_off, parse_public, parse_web_path
 
-_METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", or "off"')
-_WEBSOCKET: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:8443", or "off"')
+_METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", a port, or "off"', integers=True)
+_WEBSOCKET: Final = Text(
+    parse_listen_or_off, 'a string like "127.0.0.1:8443", a port, or "off"', integers=True
+)
 _ADVERTISE: Final = Text(parse_advertise, 'a string like "203.0.113.7:4433"')
 _LISTEN: Final = Text(parse_host_port, 'a string like "0.0.0.0:4433", or a list of such', many=True)
 _PROXIES: Final = Text(parse_prefix, 'an address or prefix like "10.0.0.0/8", or a list of such', many=True)

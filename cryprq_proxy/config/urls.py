@@ -23,6 +23,7 @@ class PeerUrl:
     endpoint: Endpoint
 
 
+_THIS_MACHINE: Final = "127.0.0.1"
 _CARRIERS: Final[Mapping[str, CarrierKind]] = {"cryprq": "tcp", "cryprq+ws": "ws", "cryprq+wss": "wss"}
 _PROXIES: Final[Mapping[str, Literal["socks5", "http"]]] = {
     "socks5": "socks5",
@@ -32,7 +33,7 @@ _PROXIES: Final[Mapping[str, Literal["socks5", "http"]]] = {
 
 
 def parse_peer_url(text: str) -> PeerUrl:
-    """Read "cryprq://PEERID@HOST:PORT", "cryprq+wss://PEERID@HOST[:PORT][/PATH]" or the same with ws. Raises
+    """Read "cryprq://PEERID@HOST[:PORT]", "cryprq+wss://PEERID@HOST[:PORT][/PATH]" or the same with ws. Raises
     ConfigError."""
     scheme, separator, rest = text.partition("://")
     peer, at, where = rest.partition("@")
@@ -88,9 +89,15 @@ def _endpoint(text: str) -> Destination:
     return address
 
 
+def parse_listen(text: str) -> Destination:
+    """Read "HOST:PORT", or a port alone, which means 127.0.0.1. Raises AddressError."""
+    alone = text.isascii() and text.isdecimal()
+    return parse_host_port(f"{_THIS_MACHINE}:{text}" if alone else text)
+
+
 def parse_listen_or_off(text: str) -> Destination | None:
-    """Read "HOST:PORT", or "off" as None. Raises ConfigError."""
-    return None if text == "off" else parse_host_port(text)
+    """Read what `parse_listen` does, or "off" as None. Raises AddressError."""
+    return None if text == "off" else parse_listen(text)
 
 
 def parse_web_path(text: str) -> str:

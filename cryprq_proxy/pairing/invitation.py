@@ -25,6 +25,7 @@ from ..address import Destination, parse_host_port
 from ..base.deputy import act_as_owner
 from ..base.log import one_line
 from ..base.program import to_run
+from ..carriers.dial.endpoint import DEFAULT_PORTS
 from ..config.authorized import PeersFile, check_name
 from ..config.exit import ExitConfig, authorized_file, load_exit
 from ..config.foreign import ASKED_AT, only_harmless
@@ -40,7 +41,6 @@ from .invite_store import LEAST_SECONDS, MOST_SECONDS, InviteStore, beside
 SECRET_LENGTH: Final = 26
 """Characters of a secret: 128 bits and 2 zero pad bits, 5 bits each."""
 MAX_URI: Final = 2048
-USUAL_PORT: Final = 4433
 _EXPIRY: Final = re.compile("([1-9][0-9]{0,6})([mhd])")
 _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400}
 _OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
@@ -223,7 +223,7 @@ def make_invite(
         warnings.append(
             "this exit has a pre-shared key: a client needs psk_file in its client.toml before it joins"
         )
-    config, port = here.config, next((port for _, port in here.listen if port), USUAL_PORT)
+    config, port = here.config, next((port for _, port in here.listen if port), DEFAULT_PORTS["tcp"])
     peer_id = here.peer_id or own_identity(choose_provider(config.provider), config.identity).peer_id
     url = public_url(peer_id, public, port)
     secret = InviteStore(beside(here.authorized)).create(name, seconds, now)

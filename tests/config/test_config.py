@@ -217,9 +217,11 @@ def test_relative_paths_start_at_the_file_but_those_of_flags_do_not(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("listen = 1080", 'listen: expected a string like "127.0.0.1:1080", got the integer 1080'),
-        ("listen = [1080]", 'listen: expected a string like "127.0.0.1:1080", got a list'),
-        ("listen = '1080'", "listen: '1080' lacks a port, as in 1080:443"),
+        ("listen = true", 'listen: expected a string like "127.0.0.1:1080", or a port, got true'),
+        ("listen = [1080]", 'listen: expected a string like "127.0.0.1:1080", or a port, got a list'),
+        ("listen = 65536", "listen: '65536' is not a port; ports are 0 to 65535"),
+        ("listen = -1", "listen: '-1' lacks a port"),
+        ("listen = '192.0.2.1'", "listen: '192.0.2.1' lacks a port, as in 192.0.2.1:443"),
         ("via = 1", "via: expected true or false, got the integer 1"),
         ("via = 'yes'", "via: expected true or false, got a string"),
         ("wait_for_link = '10'", "wait_for_link: expected a number of seconds from 0 to 3600, got a string"),
@@ -315,6 +317,20 @@ def test_a_missing_peer_says_what_to_give() -> None:
         load_client()
 
 
+@pytest.mark.parametrize("key", ["listen", "admin"])
+def test_a_port_alone_means_this_machine(key: str) -> None:
+    expected = Destination("127.0.0.1", 2080)
+    for read in (client(f"{key} = 2080"), client(f"{key} = '2080'"), client("", {key: "2080"})):
+        assert getattr(read, key) == expected
+    web = exit_peer("metrics = 9108\n[websocket]\nlisten = 8443")
+    assert (web.metrics, web.websocket.listen) == (("127.0.0.1", 9108), ("127.0.0.1", 8443))
+
+
+def test_a_peer_without_a_port_has_the_usual_one() -> None:
+    url = f"cryprq://{ID}@exit.example"
+    assert parse_peer_url(url) == parse_peer_url(f"{url}:4433")
+
+
 @pytest.mark.parametrize("listen", ["127.0.0.1:1080", "127.8.0.1:1080", "[::1]:1080", "localhost:1080"])
 def test_loopback_needs_no_user(listen: str) -> None:
     assert client(f"listen = '{listen}'").credentials() is None
@@ -327,7 +343,7 @@ def test_loopback_needs_no_user(listen: str) -> None:
     "text",
     [
         "", "cryprq://", ID, f"{ID}@h:1", f"http://{ID}@h:1", f"cryprq:{ID}@h:1", f"cryprq://{ID}",
-        f"cryprq://{ID}@", f"cryprq://{ID}@h", f"cryprq://{ID}@h:0", f"cryprq://{ID}@h:x", f"cryprq://{ID}@h:65536",
+        f"cryprq://{ID}@", f"cryprq://{ID}@h:", f"cryprq://{ID}@h:0", f"cryprq://{ID}@h:x", f"cryprq://{ID}@h:65536",
         f"cryprq://{ID}@[::1:1", f"cryprq://{ID}@::1:1", f"cryprq://{ID[1:]}@h:1", f"cryprq://{ID[1:]}b@h:1",
         f"cryprq://{ID[1:]}1@h:1", f"cryprq://{ID}@h:1/x", f"cryprq://{ID}@h@h:1", f"cryprq://{ID}@h:1\n",
     ],

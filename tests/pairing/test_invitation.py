@@ -84,7 +84,7 @@ def test_an_invite_is_a_peer_url_and_a_secret() -> None:
         TEXT + "#" + TEXT.partition("#")[2],
         TEXT.replace("cryprq:", "https:"),
         TEXT.replace(str(ID), str(ID)[:-1]),
-        TEXT.replace(":4433", ""),
+        TEXT.replace(":4433", ":"),
         TEXT.replace(":4433", ":0"),
         TEXT.replace("exit", "ex it"),
         TEXT.replace("exit", "exit\n"),

@@ -6,6 +6,7 @@ log and in `status`, and the client stores it to remember which endpoint worked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 from ...address import AddressError, Destination, parse_host_port
@@ -13,7 +14,7 @@ from ...address import AddressError, Destination, parse_host_port
 type CarrierKind = Literal["tcp", "ws", "wss"]
 
 DEFAULT_PATH: Final = "/cryprq"
-DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
+DEFAULT_PORTS: Final[Mapping[CarrierKind, int]] = {"tcp": 4433, "ws": 80, "wss": 443}
 MAX_PATH: Final = 512
 """Characters of a path."""
 
@@ -38,12 +39,15 @@ class Endpoint(NamedTuple):
 
 
 def parse_endpoint(carrier: CarrierKind, text: str) -> Endpoint:
-    """Read what follows the peer id in a peer URL: "HOST:PORT", or "HOST[:PORT][/PATH]" for WebSocket.
+    """Read what follows the peer id in a peer URL: "HOST[:PORT]", or "HOST[:PORT][/PATH]" for WebSocket.
 
     Raises AddressError.
     """
     if carrier == "tcp":
-        return Endpoint(carrier, _with_port(parse_host_port(text.removesuffix("/")), text))
+        # Without brackets the last group of an IPv6 address could be meant as the port: it is not guessed.
+        bare = not text.startswith("[") and text.count(":") > 1
+        port = None if bare else DEFAULT_PORTS[carrier]
+        return Endpoint(carrier, _with_port(parse_host_port(text.removesuffix("/"), port), text))
     host, slash, rest = text.partition("/")
     path = slash + rest if rest else DEFAULT_PATH
     if not is_path(path):

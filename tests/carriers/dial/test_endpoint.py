@@ -16,6 +16,9 @@ KINDS = st.sampled_from(("tcp", "ws", "wss"))
     ("carrier", "text", "expected", "shown"),
     [
         ("tcp", "exit.example:4433", ("exit.example", 4433, ""), "exit.example:4433"),
+        ("tcp", "exit.example", ("exit.example", 4433, ""), "exit.example:4433"),
+        ("tcp", "192.0.2.1/", ("192.0.2.1", 4433, ""), "192.0.2.1:4433"),
+        ("tcp", "[2001:db8::1]", ("2001:db8::1", 4433, ""), "[2001:db8::1]:4433"),
         ("tcp", "[2001:DB8::1]:1/", ("2001:db8::1", 1, ""), "[2001:db8::1]:1"),
         ("wss", "Exit.Example.", ("exit.example", 443, "/cryprq"), "wss://exit.example/cryprq"),
         ("wss", "exit.example/", ("exit.example", 443, "/cryprq"), "wss://exit.example/cryprq"),
@@ -36,7 +39,8 @@ def test_what_is_read(carrier: CarrierKind, text: str, expected: tuple[str, int,
 @pytest.mark.parametrize(
     ("carrier", "text"),
     [
-        ("tcp", ""), ("tcp", "h"), ("tcp", "h:0"), ("tcp", "h:1/x"), ("tcp", "h:1//"),
+        ("tcp", ""), ("tcp", "2001:db8::1"), ("tcp", "2001:db8::1:4433"), ("tcp", "h:"),
+        ("tcp", "h:0"), ("tcp", "h:1/x"), ("tcp", "h:1//"),
         ("ws", ""), ("ws", "/x"), ("ws", "h:0"), ("ws", "h:0/x"), ("ws", "h:/x"), ("wss", "h?x"), ("wss", "h/?x"),
         ("wss", "h/x#y"), ("wss", "h/x y"), ("wss", "h/\n"), ("wss", "h/é"), ("wss", "u@h/x"), ("wss", "h/\x1b[2J"),
         ("wss", "h/" + "x" * MAX_PATH),
