@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,3 +211,61 @@ def test_there_is_no_global_state() -> None:
     families(client(), one)
     assert list(REGISTRY._collector_to_names) == before
     assert values(families(EXIT, two)["cryprq_link_bytes"])[("sent",)] == 1000
+
+
+# --- the samples for Grafana and Prometheus ---
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GRAFANA, ALERTS = CONFIGS / "grafana.json", CONFIGS / "prometheus-alerts.yml"
+OF_PROMETHEUS = {"instance"}
+"""Labels that Prometheus adds itself."""
+
+
+LANE = {"kind": "lane", "use": "in use", "round_trip": 0.02, "loss": 0.01, "rate": 2.5e6}
+
+
+def written() -> dict[str, set[str]]:
+    """The labels of every sample that a client or an exit writes, by its name."""
+    found: dict[str, set[str]] = {}
+    with_lane = client(exits=[{"name": "home", "session": {"paths": [LANE]}}])
+    for told in (client(), with_lane, EXIT):
+        for family in families(told).values():
+            for sample in family.samples:
+                found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(GRAFANA.read_text())["panels"]
+    return found
+
+
+def asked() -> Iterator[tuple[str, str]]:
+    """Each expression, with the text that shows its labels."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield target["expr"], target["legendFormat"]
+    for rule in ALERTS.read_text().split("- alert: ")[1:]:
+        expression = re.search("expr: (.+)", rule)
+        assert expression is not None, rule
+        yield expression[1], rule.replace("$labels.", "")
+
+
+@pytest.mark.parametrize(("expression", "shown"), list(asked()))
+def test_metrics_and_labels_exist(expression: str, shown: str) -> None:
+    metrics, samples = re.findall(r"cryprq_\w+", expression), written()
+    assert metrics
+    assert set(metrics) <= samples.keys()
+    labels = set(re.findall(r"\{\{\s*(\w+)\s*\}\}", shown)) | set(re.findall(r"[{,](\w+)=", expression))
+    assert labels <= OF_PROMETHEUS.union(*(samples[metric] for metric in metrics))
+
+
+def test_the_dashboard_knows_its_instances_by_a_metric_of_both_roles() -> None:
+    assert "label_values(cryprq_build_info, instance)" in GRAFANA.read_text()
+    assert "cryprq_build_info" in written()
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+
+
+def test_every_alert_has_a_severity_and_a_sentence() -> None:
+    text = ALERTS.read_text()
+    assert text.count("- alert: ") == text.count("severity: ") == text.count("summary: ") > 0
