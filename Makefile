@@ -118,7 +118,9 @@ fi
 endef
 
 # Built anew when the pins of the runtime change, so that nothing that left them stays. Depths: run, develop, fuzz; and beside them the site.
-# Bytecode is written for what is used, when it is used first; all of it is a third of the environment's size.
+# Bytecode is written for what is used, when it is used first; all of it is a third of the environment's size. Running
+# needs neither pip nor rich's colours for source text, together a quarter; what comes on top brings them back.
+get_pip = $(BIN)/python -c "import pip" 2>/dev/null || $(BIN)/python -m ensurepip >/dev/null
 $(VENV)/.run: requirements.txt pyproject.toml
 	@$(find_python); echo "Setting up $(VENV) with $$("$$python" --version)"; \
 	rm -rf $(VENV); \
@@ -128,10 +130,12 @@ $(VENV)/.run: requirements.txt pyproject.toml
 	}
 	@$(PIP) install --no-compile --require-hashes -r requirements.txt
 	@$(PIP) install --no-compile --no-deps --no-build-isolation -e .
+	@$(PIP) uninstall --yes pygments pip
 	@find $(VENV)/lib -name __pycache__ -prune -exec rm -rf {} +
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	@$(get_pip)
 	@$(PIP) install --require-hashes -r requirements-dev.txt
 	@touch $@
 
@@ -140,6 +144,7 @@ $(VENV)/.fuzz: $(VENV)/.dev requirements-fuzz.txt
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run requirements-docs.txt
+	@$(get_pip)
 	@$(PIP) install --require-hashes -r requirements-docs.txt
 	@touch $@
 

@@ -260,7 +260,7 @@ def instructions() -> list[tuple[str, str]]:
 
 def test_the_image_runs_the_exit_as_nobody_special() -> None:
     last_stage = instructions()
-    while last_stage[0] != ("FROM", "python:3.12-slim"):
+    while last_stage[0] != ("FROM", "${BASE}"):
         last_stage.pop(0)
     found = dict(last_stage)
     assert found["USER"] not in ("", "root", "0")
@@ -272,6 +272,27 @@ def test_the_image_runs_the_exit_as_nobody_special() -> None:
     assert set(flags) <= {flag for parameter in cli.commands[asked].params for flag in parameter.opts}
     assert found["VOLUME"] == "/var/lib/cryprq"
     assert "XDG_CONFIG_HOME=/var/lib" in found["ENV"]
+
+
+def test_the_image_stands_on_an_exact_version() -> None:
+    """Which the person who builds it can replace by one with a digest."""
+    (argument,) = [rest for word, rest in instructions() if word == "ARG"]
+    assert re.fullmatch(r"BASE=python:3\.12\.\d+-slim-bookworm", argument)
+    assert {rest.split()[0] for word, rest in instructions() if word == "FROM"} == {"${BASE}"}
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "compose-client.yaml"])
+def test_a_container_keeps_its_files_where_the_image_has_them(name: str) -> None:
+    text = (CONFIGS / name).read_text()
+    assert set(re.findall(r"cryprq(?:-client)?:(/\w\S*)", text)) == {"/var/lib/cryprq"}
+    assert set(re.findall(r"/run/cryprq:uid=(\d+),", text)) == {"10001"}
+
+
+def test_a_client_beside_a_container_listens_where_that_one_looks() -> None:
+    text = (CONFIGS / "compose-client.yaml").read_text()
+    arguments = json.loads(re.findall(r"^    command: (.*)$", text, flags=re.MULTILINE)[0])
+    context = cli.make_context("cryprq-proxy", list(arguments))
+    assert set(re.findall(r": \w+://(\S+)", text)) == {context.params["listen"]}
 
 
 def test_the_image_is_made_of_what_is_there_and_of_no_secret() -> None:
