@@ -59,7 +59,8 @@ class Carried(Pair):
         if self.name == "wss":
             make_certificates(self.directory)
         (self.directory / "setting.json").write_text(json.dumps(setting))
-        environment = {**os.environ, "HOME": str(self.directory)}
+        here = str(self.directory)
+        environment = {**os.environ, "HOME": here, "XDG_CONFIG_HOME": here, "XDG_STATE_HOME": here}
 
         def start(role: str) -> Process:
             command = [sys.executable, str(Path(__file__).resolve()), "--role", role]

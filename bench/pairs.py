@@ -220,7 +220,7 @@ class Cryprq(Pair):
     def _environ(self) -> dict[str, str]:
         # Nothing of the user's own configuration may be found, and none of it touched.
         here = str(self.directory)
-        places = {"HOME": here, "XDG_CONFIG_HOME": here, "XDG_RUNTIME_DIR": here}
+        places = {"HOME": here, "XDG_CONFIG_HOME": here, "XDG_STATE_HOME": here, "XDG_RUNTIME_DIR": here}
         return {**os.environ, **places, "PYTHONPATH": str(ROOT)}
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cryprq_proxy.base import paths
+
 TESTS = Path(__file__).parent
 SAVED = settings.get_profile("default").database  # before a profile without chance drops it
 # Machines differ by more than any deadline tells; a hang is for pytest-timeout to find.
@@ -82,11 +84,15 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> Homes:
 
 @pytest.fixture(autouse=True)
 def own_directories(homes: Homes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nobody's real configuration is read, and none is written: every test has a home of its own."""
+    """Nobody's real configuration is read, and none is written: every test has a home of its own, and so has root."""
     home = homes.empty()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / ".local/state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setattr(paths, "ROOTS_CONFIG", home / "etc" / "cryprq")
+    monkeypatch.setattr(paths, "ROOTS_STATE", home / "var" / "cryprq")
     return home
 
 
@@ -107,6 +113,54 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if mark := mark_of(item.path):
             item.add_marker(mark)
+
+
+REAL_PLACES = (str(paths.ROOTS_CONFIG), str(paths.ROOTS_STATE))
+"""What root's program uses on this machine."""
+TOUCHES = {
+    "open",
+    *(f"os.{name}" for name in ("mkdir", "rename", "remove", "rmdir", "listdir", "scandir", "chown")),
+}
+"""What Python calls the use of a path."""
+
+
+class UsedRealPlaces(AssertionError):
+    """A test used, or let a process use, what belongs to the program on this machine."""
+
+
+def uses_real_places(event: str, arguments: tuple[object, ...]) -> bool:
+    """Whether an audit event is the use of such a path, or the start of the program, as root, without the variables
+    that lead it elsewhere."""
+    if event in TOUCHES:
+        path = arguments[0]
+        return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(REAL_PLACES)
+    if event != "subprocess.Popen" or os.geteuid() != 0:
+        return False
+    command, environment = arguments[1], arguments[3]
+    words = [os.fspath(word) for word in command] if isinstance(command, list | tuple) else []
+    led = os.environ if environment is None else environment
+    return "cryprq_proxy" in words and not {"XDG_CONFIG_HOME", "XDG_STATE_HOME"} <= set(led)  # type: ignore[call-overload]
+
+
+class PlacesGuard:
+    """Raises UsedRealPlaces where a test uses them, and fails the test too, as the code under test may suppress it."""
+
+    def __init__(self) -> None:
+        self.used: list[str] = []
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
+        if (event in TOUCHES or event == "subprocess.Popen") and uses_real_places(event, arguments):
+            self.used.append(f"{event} {arguments[:2]}")
+            raise UsedRealPlaces(self.used[-1])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Iterator[None]:
+        self.used.clear()
+        result = yield
+        if self.used:
+            raise UsedRealPlaces(", ".join(self.used))
+        return result
 
 
 class StartedAProcess(AssertionError):
@@ -154,3 +208,4 @@ class ProcessGuard:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessGuard())
+    config.pluginmanager.register(PlacesGuard())

@@ -324,7 +324,7 @@ def test_units_and_examples_that_the_pages_install_exist() -> None:
         assert (ROOT / "configs" / f"{unit}.service").exists(), unit
     exit_unit = (ROOT / "configs" / "cryprq-exit.service").read_text()
     assert "ExecReload=" in exit_unit
-    for path in ("/var/lib/cryprq", "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"):
+    for path in ("/etc/cryprq", "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"):
         assert path in exit_unit
         assert path in text or path.rpartition("/")[0] in text
 
@@ -332,7 +332,8 @@ def test_units_and_examples_that_the_pages_install_exist() -> None:
 @pytest.mark.parametrize("name", ["cryprq-client-tun.service", "cryprq-exit-tun.conf"])
 def test_units_for_the_whole_system_let_it_do_what_it_does(name: str) -> None:
     lines = (ROOT / "configs" / name).read_text().splitlines()
-    assert f"StateDirectory={config_tun.STATE.name}" in lines
+    (state,) = [line for line in lines if line.startswith("StateDirectory=")]
+    assert config_tun.STATE.name in state.partition("=")[2].split()
     assert "DeviceAllow=/dev/net/tun rw" in lines
     assert any(line.startswith("CapabilityBoundingSet=CAP_NET_ADMIN") for line in lines)
     assert not {"PrivateDevices=yes", "ProtectKernelTunables=yes"} & set(lines)

@@ -1,9 +1,9 @@
 """Who decides what a path leads to, and how root gives up its rights.
 
-/var/lib/cryprq belongs to the service's user. A process of that user can replace a file there with a link between any
-two system calls of root, and so lead root to a file outside. No check by root closes this: only the user's own rights
-do, with which such a link leads nowhere that the user could not go. So root opens no file where another user decides;
-a child that has become that user does it (deputy.py).
+/etc/cryprq belongs to the user that the service runs as. A process of that user can replace a file there with a link
+between any two system calls of root, and so lead root to a file outside. No check by root closes this: only the user's
+own rights do, with which such a link leads nowhere that the user could not go. So root opens no file where another user
+decides; a child that has become that user does it (deputy.py).
 
 The look at a path is no race: its components are looked up in turn, each in a directory of root, and it ends at the
 first one that another user could exchange.

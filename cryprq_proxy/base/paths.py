@@ -1,6 +1,9 @@
-"""The locations of files: the XDG directories and the control sockets. Reading of files, also of private ones.
+"""The locations of files: configuration, state and the control sockets. Reading of files, also of private ones.
 
-The XDG Base Directory Specification says that a relative path in its variables counts as unset.
+    $XDG_CONFIG_HOME/cryprq where that is set; else root's are in /etc/cryprq, everybody else's in ~/.config/cryprq
+
+Services are root's: what root says to the program without an option is said to them. The XDG Base Directory
+Specification says that a relative path in its variables counts as unset.
 
 A file counts only if nobody but its reader and root can change it; where it holds a secret, nobody else may read it.
 """
@@ -8,6 +11,7 @@ A file counts only if nobody but its reader and root can change it; where it hol
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 from typing import Final, Literal
@@ -19,6 +23,8 @@ from .owners import ROOT, others_can_write, user_name
 type Role = Literal["client", "exit"]
 
 ROLES: Final[tuple[Role, ...]] = ("client", "exit")
+ROOTS_CONFIG: Path = Path("/etc/cryprq")
+ROOTS_STATE: Path = Path("/var/lib/cryprq")
 MAX_FILE: Final = 1 << 20
 """Largest size of a configuration file in bytes, far more than any needs."""
 MAX_LIST: Final = 16 << 20
@@ -26,21 +32,43 @@ MAX_LIST: Final = 16 << 20
 
 
 def config_dir() -> Path:
-    """`$XDG_CONFIG_HOME/cryprq`, else `~/.config/cryprq`. Raises ConfigError if there is no home directory."""
-    return _user_dir("XDG_CONFIG_HOME", ".config", "to look in: set XDG_CONFIG_HOME, or give --config")
+    """`$XDG_CONFIG_HOME/cryprq`, else /etc/cryprq for root and `~/.config/cryprq` for others. Raises ConfigError if
+    there is no home directory."""
+    remedy = "to look in: set XDG_CONFIG_HOME, or give --config"
+    return _place("XDG_CONFIG_HOME", ROOTS_CONFIG, ".config", remedy)
 
 
 def state_dir() -> Path:
-    """`$XDG_STATE_HOME/cryprq`, else `~/.local/state/cryprq`: data that may be lost. Raises ConfigError if there is no
-    home directory."""
-    return _user_dir("XDG_STATE_HOME", ".local/state", "for the state: set XDG_STATE_HOME")
+    """`$XDG_STATE_HOME/cryprq`, else /var/lib/cryprq for root and `~/.local/state/cryprq` for others: data that may be
+    lost. Raises ConfigError if there is no home directory."""
+    return _place("XDG_STATE_HOME", ROOTS_STATE, ".local/state", "for the state: set XDG_STATE_HOME")
 
 
-def _user_dir(variable: str, default: str, remedy: str) -> Path:
+def _place(variable: str, of_root: Path, in_home: str, remedy: str) -> Path:
+    if (base := _absolute(variable)) is not None:
+        return base / "cryprq"
+    if os.geteuid() == ROOT:
+        return of_root
     try:
-        return (_absolute(variable) or Path.home() / default) / "cryprq"
+        return Path.home() / in_home / "cryprq"
     except RuntimeError:
         raise ConfigError(f"there is no home directory {remedy}") from None
+
+
+def callers_file(*names: str) -> Path | None:
+    """As root by sudo: the first of these files that the person who called it has in `~/.config/cryprq`. None without
+    such a file or person, or where XDG_CONFIG_HOME decides."""
+    if os.geteuid() != ROOT or config_dir() != ROOTS_CONFIG:
+        return None
+    try:
+        caller = pwd.getpwnam(os.environ.get("SUDO_USER", ""))
+    except (KeyError, ValueError):
+        return None
+    if caller.pw_uid == ROOT:
+        return None
+    directory = Path(caller.pw_dir) / ".config" / "cryprq"
+    # Looked at, and not opened: whatever it leads to.
+    return next((directory / name for name in names if os.path.lexists(directory / name)), None)
 
 
 def default_identity() -> Path:

@@ -42,7 +42,10 @@ def seconds(low: float, high: float, *, whole: bool = False) -> Callable[[str], 
 
 def config_option[F: Callable[..., Any]](command: F) -> F:
     return click.option(
-        "--config", type=FILE, metavar="F", help="The configuration (default: in $XDG_CONFIG_HOME/cryprq/)."
+        "--config",
+        type=FILE,
+        metavar="F",
+        help="The configuration (default: root's in /etc/cryprq, else in ~/.config/cryprq).",
     )(command)
 
 
@@ -106,6 +109,21 @@ def act_for(config: Path | None) -> None:
     from ..base.paths import config_dir
 
     act_as_owner(config_dir() if config is None else config.parent)
+
+
+def refuse_callers_exit(config: Path | None) -> None:
+    """Raise ConfigError where root has nothing yet, and the person who called sudo has an exit: it would be another
+    exit that is spoken to, with keys of its own."""
+    from ..base.paths import callers_file, config_dir
+    from ..base.program import to_run_as_root
+
+    if config is not None or (callers := callers_file("exit.toml", "authorized", "invites")) is None:
+        return
+    if not any(os.path.lexists(config_dir() / name) for name in ("exit.toml", "authorized", "identity")):
+        raise ConfigError(
+            f"root has no exit in {config_dir()}, and yours is in {callers.parent}: call this without sudo, or make a "
+            f"service of it with: {to_run_as_root('service install exit')}"
+        )
 
 
 def ask(

@@ -12,7 +12,7 @@ import click
 
 from ..base.log import one_line
 from ..base.program import to_run
-from .common import FILE, act_for, config_option
+from .common import FILE, act_for, config_option, refuse_callers_exit
 
 if TYPE_CHECKING:
     from ..config.authorized import PeersFile
@@ -155,6 +155,7 @@ def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:
     from ..pairing.invite_store import InviteStore, beside
 
     act_for(config)
+    refuse_callers_exit(config)
     here = exit_here(config)
     act_as_owner(here.authorized.parent, everywhere=False)
     return here, PeersFile(here.authorized), InviteStore(beside(here.authorized))

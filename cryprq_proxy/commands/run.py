@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base.log import setup
-from .common import act_for, config_option, identity_option, log_options, merged
+from .common import act_for, config_option, identity_option, log_options, merged, refuse_callers_exit
 
 if TYPE_CHECKING:
     from ..process.lifecycle import Stop
@@ -67,6 +67,8 @@ def exit_(
     from ..service.exit import StartNetwork, no_network, nobody_waits, run_exit
 
     act_for(config)
+    if not (flags["allow"] or flags["authorized"] or flags["identity"]):
+        refuse_callers_exit(config)
     flags |= merged(context, verbose, log_format)
     flags["tun.enabled"] = flags.pop("tun")
 

@@ -13,6 +13,7 @@ files that are read when needed. The examples in configs/ list every key with it
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -20,7 +21,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from ..address import Destination
-from ..base.paths import default_control_socket, exposed
+from ..base.paths import callers_file, default_control_socket, exposed
 from ..base.program import to_run
 from ..carriers.dial.upstream import UpstreamProxy
 from ..client.settings import ClientSettings, Connect, EndpointMemory
@@ -158,6 +159,10 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
         values.pop("exit", None)
     values |= given
     if not values.get("peer") and not values.get("exit"):
+        if not text and (callers := callers_file("client.toml")) is not None:
+            raise ConfigError(
+                f"root has no configuration in {source.parent}; for yours, add: --config {shlex.quote(str(callers))}"
+            )
         raise ConfigError(
             f'no exit is named: give --peer cryprq://PEERID@HOST:PORT, write peer = "cryprq://..." into {source}, '
             f"or run {to_run('join')} with an invite"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.paths import MAX_FILE, MAX_LIST, config_dir, control_sockets, default_control_socket
+from cryprq_proxy.base.paths import MAX_FILE, MAX_LIST, config_dir
 from cryprq_proxy.carriers.dial.endpoint import Endpoint
 from cryprq_proxy.carriers.dial.upstream import UpstreamProxy
 from cryprq_proxy.config import decode
@@ -514,38 +514,6 @@ def test_the_default_files_are_found() -> None:
     (config_dir() / "exit.toml").write_text("keepalive = 44")
     assert load_client().keepalive == 33
     assert load_exit().keepalive == 44
-
-
-def test_directories_follow_xdg(monkeypatch: pytest.MonkeyPatch, own_directories: Path) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/c")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/r")
-    assert config_dir() == Path("/c/cryprq")
-    assert default_control_socket("exit") == Path("/r/cryprq/exit.sock")
-    assert control_sockets()[:3] == [
-        Path("/r/cryprq/client.sock"),
-        Path("/r/cryprq/exit.sock"),
-        Path("/run/cryprq/client.sock"),
-    ]
-    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert config_dir() == own_directories / ".config" / "cryprq"
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert default_control_socket("client") == config_dir() / "client.sock"
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert default_control_socket("client") == Path("/run/cryprq/client.sock")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
-def test_root_leaves_the_runtime_directory_of_another_user_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `sudo -E` leaves it in the environment."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert default_control_socket("client") == tmp_path / "cryprq" / "client.sock"
-    os.chown(tmp_path, 4_321, 4_321)
-    assert default_control_socket("client") == Path("/run/cryprq/client.sock")
-    monkeypatch.setattr(os, "geteuid", lambda: 4_321)
-    assert default_control_socket("client") == tmp_path / "cryprq" / "client.sock"
 
 
 # --- the examples ---

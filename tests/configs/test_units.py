@@ -270,8 +270,8 @@ def test_the_image_runs_the_exit_as_nobody_special() -> None:
     program, asked, *flags = json.loads(found["HEALTHCHECK"].partition(" CMD ")[2])
     assert program == "cryprq-proxy"
     assert set(flags) <= {flag for parameter in cli.commands[asked].params for flag in parameter.opts}
-    assert found["VOLUME"] == "/var/lib/cryprq"
-    assert "XDG_CONFIG_HOME=/var/lib" in found["ENV"]
+    assert json.loads(found["VOLUME"]) == ["/etc/cryprq", "/var/lib/cryprq"]
+    assert {"XDG_CONFIG_HOME=/etc", "XDG_STATE_HOME=/var/lib"} <= set(found["ENV"].split())
 
 
 def test_the_image_stands_on_an_exact_version() -> None:
@@ -284,7 +284,7 @@ def test_the_image_stands_on_an_exact_version() -> None:
 @pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "compose-client.yaml"])
 def test_a_container_keeps_its_files_where_the_image_has_them(name: str) -> None:
     text = (CONFIGS / name).read_text()
-    assert set(re.findall(r"cryprq(?:-client)?:(/\w\S*)", text)) == {"/var/lib/cryprq"}
+    assert set(re.findall(r"cryprq(?:-client)?:(/\w\S*)", text)) == {"/etc/cryprq"}
     assert set(re.findall(r"/run/cryprq:uid=(\d+),", text)) == {"10001"}
 
 
@@ -311,4 +311,9 @@ def test_the_image_and_the_units_agree_on_the_place_of_the_files() -> None:
     for name in ("cryprq-exit", "cryprq-proxy"):
         found = settings(CONFIGS / f"{name}.service")
         assert found["StateDirectory"] == ["cryprq"]
-        assert "XDG_CONFIG_HOME=/var/lib" in found["Environment"][0]
+        assert {"XDG_CONFIG_HOME=/etc", "XDG_STATE_HOME=/var/lib"} <= set(found["Environment"][0].split())
+        assert found["ReadWritePaths"] == ["/etc/cryprq"]
+
+
+def test_a_unit_of_roots_follows_the_rule_without_being_told() -> None:
+    assert "Environment" not in settings(CONFIGS / "cryprq-client-tun.service")

@@ -25,7 +25,7 @@ ALICE = PeerId(bytes(32))
 
 @pytest.fixture
 def directory(own_directories: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The service's directory, /var/lib/cryprq as it were."""
+    """The service's directory, /etc/cryprq as it were."""
     directory = own_directories / "lib" / "cryprq"
     directory.mkdir(parents=True)
     os.chown(directory, SERVICE, SERVICE)

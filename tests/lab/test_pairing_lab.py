@@ -24,8 +24,12 @@ class Bare:
         self.home = home
         self._links = links
         self._host = host
-        self._environment = links.environment | {"HOME": str(home), "XDG_RUNTIME_DIR": str(home / "run")}
-        del self._environment["XDG_CONFIG_HOME"]
+        self._environment = links.environment | {
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_STATE_HOME": str(home / "state"),
+            "XDG_RUNTIME_DIR": str(home / "run"),
+        }
 
     def start(self, name: str, *arguments: str) -> Role:
         """A command that goes on; returns when it is ready."""

@@ -24,6 +24,7 @@ def environment_in(directory: Path, *import_from: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name in kept} | {
         "HOME": str(directory),
         "XDG_CONFIG_HOME": f"{directory}/config",
+        "XDG_STATE_HOME": f"{directory}/.local/state",
         "XDG_RUNTIME_DIR": f"{directory}/run",
         "PYTHONPATH": os.pathsep.join(map(str, (*import_from, ROOT))),
         "PYTHONUNBUFFERED": "1",
