@@ -149,6 +149,7 @@ def cli(
     from .config.foreign import only_harmless
     from .process.file_watch import FileWatch
     from .process.lifecycle import run as run_process
+    from .process.started import Started
     from .service.client import MakeTun, no_tun, run_client
 
     act_for(config)
@@ -159,8 +160,8 @@ def cli(
     def load() -> ClientConfig:
         return only_harmless(load_client(config, merged))
 
-    watch = FileWatch()
-    watch.before_reading(config_dir() / "client.toml" if config is None else config)
+    watch, file = FileWatch(), config_dir() / "client.toml" if config is None else config
+    watch.before_reading(file)
     loaded = load()
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and (yes or any(value not in (None, ()) for value in tun_flags.values())):
@@ -172,7 +173,8 @@ def cli(
         tunnel = make_tunnel
         if not yes:
             tun.ask_before_cutting(loaded.tun)
-    run_process(lambda stop: run_client(loaded, load, stop, tunnel, watch))
+    started = Started.of("client", file, merged)
+    run_process(lambda stop: run_client(loaded, load, stop, tunnel, watch, started=started))
 
 
 _TUN_FLAGS: Final = (

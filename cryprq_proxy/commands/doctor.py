@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from .common import act_for, config_option
+from .common import config_option
+
+if TYPE_CHECKING:
+    from .running import Found
+
+_WHAT: Final = "the configuration"
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@click.option("--exit", "as_exit", is_flag=True, help="Check this machine as an exit (default: as a client).")
+@click.option(
+    "--exit", "as_exit", is_flag=True, help="Check this machine as an exit (default: as what runs here)."
+)
 @click.option("--speed", metavar="URL", help="Measure throughput with this large file; http:// or https://.")
 @click.option("--no-speed", is_flag=True, help="Do not measure throughput, whatever --speed says.")
 @config_option
@@ -31,7 +39,8 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
     from ..doctor.checks import CheckState, Context, Finding, examine
     from ..doctor.report import COLOURS, lines, summary
 
-    act_for(config)
+    about = _about(config, as_exit)
+    about.act()
     # The findings replace the log.
     setup("error")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
@@ -41,8 +50,14 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
             mark, body = lines(finding, width)
             click.echo(click.style(mark, fg=COLOURS[finding.state]) + "\n".join(body))
 
-    context = Context(file=config, speed=None if no_speed else speed, progress=unseen if as_json else bar)
-    checks = lists.EXIT if as_exit or _is_exit(config) else lists.CLIENT
+    context = Context(
+        file=about.named,
+        flags=about.flags,
+        flags_told="" if about.started is None else about.started.options,
+        speed=None if no_speed else speed,
+        progress=unseen if as_json else bar,
+    )
+    checks = lists.EXIT if about.role == "exit" else lists.CLIENT
     findings = asyncio.run(examine(checks, context, told))
     healthy = all(finding.state is not CheckState.FAIL for finding in findings)
     if as_json:
@@ -55,14 +70,31 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
         raise click.exceptions.Exit(1)
 
 
-def _is_exit(config: Path | None) -> bool:
-    """Whether the named configuration is valid for an exit, and not for a client."""
+def _about(config: Path | None, as_exit: bool) -> Found:
+    """The role to check: the one that was asked for, that runs, or whose files there are. Raises ConfigError."""
+    from ..base.file_access import exists
+    from .running import default_file, find
+
+    exit = find("exit", config)
+    if as_exit:
+        return exit
+    client = find("client", config)
+    if client.started is not None or exit.started is not None:
+        return exit if client.started is None else client
+    if config is not None:
+        return exit if _is_exit(config) else client
+    file = default_file("exit")
+    of_exit = any(exists(path, _WHAT) for path in (file, file.with_name("authorized")))
+    only_exit = of_exit and not exists(client.file, _WHAT)
+    return exit if only_exit else client
+
+
+def _is_exit(config: Path) -> bool:
+    """Whether it is valid for an exit, and not for a client."""
     from ..config.client import load_client
     from ..config.exit import load_exit
     from ..errors import ConfigError
 
-    if config is None:
-        return False
     try:
         load_exit(config)
     except ConfigError:

@@ -64,6 +64,7 @@ def exit_(
     from ..config.foreign import only_harmless
     from ..process.file_watch import FileWatch
     from ..process.lifecycle import run
+    from ..process.started import Started
     from ..service.exit import StartNetwork, no_network, nobody_waits, run_exit
 
     act_for(config)
@@ -82,6 +83,7 @@ def exit_(
     listed = authorized_file(config, loaded)
     act_as_owner(listed.parent, everywhere=False)
     setup(loaded.log_level, loaded.log_format)
+    started = Started.of("exit", file, flags)
     network: StartNetwork = no_network
     if loaded.tun.enabled:
         from ..service.system_wide import start_network
@@ -90,7 +92,7 @@ def exit_(
 
     def role(stop: Stop) -> Coroutine[Any, Any, None]:
         released = nobody_waits if parent is None else partial(_let_go, stop, parent, loaded.shutdown_grace)
-        return run_exit(loaded, load, stop, network, listed, watch, released=released)
+        return run_exit(loaded, load, stop, network, listed, watch, released=released, started=started)
 
     run(role)
 

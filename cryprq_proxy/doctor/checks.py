@@ -66,7 +66,11 @@ class Context:
     """The input of the checks: options, results of earlier checks, and the environment, which tests replace."""
 
     file: Path | None = None
-    """--config."""
+    """The configuration; None for the default one."""
+    flags: Mapping[str, object] = field(default_factory=dict)
+    """Those of the running role, which stand over the configuration."""
+    flags_told: str = ""
+    """Their names."""
     speed: str | None = None
     """The URL to measure throughput with."""
     progress: Callable[[str], Progress] = unseen

@@ -33,7 +33,7 @@ FAR: Final = 4_000_000_000.0
 async def client_configuration(context: Context) -> CheckVerdict:
     file = context.file or config_dir() / "client.toml"
     try:
-        config = context.client = only_harmless(load_client(context.file))
+        config = context.client = only_harmless(load_client(context.file, context.flags))
         exits = config.exits()
     except ConfigError as error:
         return fail(
@@ -43,16 +43,25 @@ async def client_configuration(context: Context) -> CheckVerdict:
             else f"ask for an invite (`cryprq-proxy invite NAME` at the exit), then: {to_run('join URI')}",
         )
     named = ", ".join(exit.name for exit in exits)
-    return ok(f"{file} is valid and names {counted(len(exits), 'exit')}: {named}")
+    return ok(f"{_read(context, file)} is valid and names {counted(len(exits), 'exit')}: {named}")
 
 
 async def exit_configuration(context: Context) -> CheckVerdict:
     file = context.file or config_dir() / "exit.toml"
     try:
-        context.exit = only_harmless(load_exit(context.file))
+        context.exit = only_harmless(load_exit(context.file, context.flags))
     except ConfigError as error:
         return fail(str(error), f"change {file} as it says; configs/exit.toml lists all keys")
-    return ok(f"{file} is valid" if file.exists() else f"there is no {file}, so all is as by default")
+    if file.exists() or context.flags:
+        return ok(f"{_read(context, file)} is valid")
+    return ok(f"there is no {file}, so all is as by default")
+
+
+def _read(context: Context, file: Path) -> str:
+    """What the configuration was read from."""
+    if not context.flags_told:
+        return str(file)
+    return f"{file if file.exists() else 'the default'} with {context.flags_told} of what runs"
 
 
 async def identity(context: Context) -> CheckVerdict:

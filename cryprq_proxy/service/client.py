@@ -45,6 +45,7 @@ from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
+from ..process.started import STARTED, Started
 from ..process.watchdog import Watchdog
 from ..rules.engine import RuleSet, load_rules
 from ..rules.lists import unreported
@@ -59,6 +60,8 @@ _log = logging.getLogger(__name__)
 type MakeTun = Callable[[ClientConfig, RuleSet], TunModePlan]
 _TAKEN: Final = ("rule", "default", "log_level")
 """The keys that a reload puts in force."""
+NOT_TOLD: Final = Started(role="client", file="", flags={})
+"""Of a configuration that is no file's."""
 AUTO: Final = "auto"
 """In place of an exit's name: choose by priority and health."""
 
@@ -134,10 +137,11 @@ async def run_client(
     stop: Stop,
     make_tun: MakeTun = no_tun,
     watch: FileWatch | None = None,
+    started: Started = NOT_TOLD,
 ) -> None:
     """The client until `stop`; with another `make_tun`, in system-wide mode. `read` gives the configuration as it is
-    later, after a change of a file that `watch` has: it has the configuration already. Raises CryprqError and
-    OSError."""
+    later, after a change of a file that `watch` has: it has the configuration already. `started`: by what that was
+    made. Raises CryprqError and OSError."""
     watch = watch or FileWatch()
     parts, plan = await ClientParts.of(config, make_tun, watch)
     async with AsyncExitStack() as stack:
@@ -153,7 +157,8 @@ async def run_client(
         running = RunningClient(
             config, exits, dispatcher, tun, lambda: load(read(), watch), stop.notifier, recent
         )
-        control = ControlServer(config.control_socket, running.status, commands(running))
+        actions = commands(running) | {STARTED: started.tell}
+        control = ControlServer(config.control_socket, running.status, actions)
         await control.start()
         stack.push_async_callback(control.stop)
         stack.push_async_callback(exits.stop)

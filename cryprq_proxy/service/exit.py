@@ -48,6 +48,7 @@ from ..process.lifecycle import Stop
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, exit_summary
+from ..process.started import STARTED, Started
 from ..process.watchdog import Watchdog
 from ..status import ExitStatus, PairingStatus, PeerStatus
 from ..web.guard import new_token
@@ -63,6 +64,8 @@ MAX_PEERS_TOLD: Final = 1000
 """In the status."""
 MAX_PEERS_NAMED: Final = 5
 """In one line of the log."""
+NOT_TOLD: Final = Started(role="exit", file="", flags={})
+"""Of a configuration that is no file's."""
 
 type LoadedExit = tuple[ExitConfig, dict[PeerId, str]]
 """What can be read again while the exit runs: the configuration, and the names of the peers."""
@@ -103,12 +106,13 @@ async def run_exit(
     authorized: Path | None = None,
     watch: FileWatch | None = None,
     released: Callable[[], None] = nobody_waits,
+    started: Started = NOT_TOLD,
 ) -> None:
     """The exit until `stop`; with another `start_network`, for clients in system-wide mode too. `read` gives the
     configuration as it is later, after a change of a file that `watch` has: it has the configuration already. Peers
     that come with an invite are written into the file `authorized`; None: invites are refused. `released` is called
     when another exit can start with the same configuration; open streams may go on for `shutdown_grace` after that.
-    Raises CryprqError and OSError."""
+    `started`: by what the configuration was made. Raises CryprqError and OSError."""
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     if authorized is not None:
         watch.before_reading(authorized, revoked_beside(authorized))
@@ -140,7 +144,8 @@ async def run_exit(
             stop.notifier,
             recent,
         )
-        control = ControlServer(config.control_socket, running.status, {"reload": running.reload})
+        actions = {"reload": running.reload, STARTED: started.tell}
+        control = ControlServer(config.control_socket, running.status, actions)
         await control.start()
         alone.push_async_callback(control.stop)
         passed = PassedSockets.from_environment()

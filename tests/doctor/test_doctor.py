@@ -49,7 +49,7 @@ from cryprq_proxy.status import (
     TunStatus,
 )
 from tests.support.pairs import Setup, new_identity
-from tests.support.processes import call
+from tests.support.processes import Program, call
 from tests.support.programs import free_port
 
 # --- the order of checks ---
@@ -729,6 +729,33 @@ def test_the_command(pair: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert err == ""
     assert "FAIL reach" in out and out.endswith("checks failed\n")
+
+
+@pytest.mark.process
+def test_flags_of_what_runs_are_known(pair: Setup) -> None:
+    """Of a client and an exit that no file describes whole."""
+    listen = f"127.0.0.1:{free_port()}"
+    with pair.exit("--listen", listen) as exit:
+        pair.exit_port = int(listen.rpartition(":")[2])
+        done = call("doctor", "--config", str(pair.directory / "exit.toml"))
+        assert "exit.toml with --listen of what runs is valid" in done.stdout, done.stdout
+        assert f"the running exit listens on {listen}\n" in done.stdout
+        file = pair.directory / "client.toml"
+        file.write_text('control_socket = "c.sock"\nadmin = "off"\n')
+        peer = f"cryprq://{pair.exit_id}@{listen}"
+        identity = str(pair.directory / "client.key")
+        with Program(
+            "--config", str(file), "--peer", peer, "--identity", identity, "--listen", "127.0.0.1:0"
+        ) as client:
+            client.log.wait("link up")
+            exit.log.wait("link up")
+            done = call("doctor", "--config", str(file))
+    assert (
+        "client.toml with --identity, --listen and --peer of what runs is valid and names 1 exit"
+        in done.stdout
+    )
+    assert "the client has been running for" in done.stdout
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.process
