@@ -241,8 +241,9 @@ def read_source(file: Path | None, name: str) -> tuple[str, Path, bool]:
 
 
 def build[T: Struct](kind: type[T], values: Mapping[str, Any], text: str, source: Path) -> T:
+    """The configuration of a role; the identity lies beside `source` unless another file is named."""
     try:
-        return kind(**values)
+        return kind(**{"identity": source.with_name("identity"), **values})
     except ConfigError as error:
         raise (ConfigError(f"{source}: {error}") if text else error) from None
 

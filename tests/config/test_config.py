@@ -63,7 +63,7 @@ def test_a_client_needs_a_peer_and_nothing_else() -> None:
     assert read.peer == (PeerUrl(PeerId(bytes(32)), Endpoint("tcp", Destination("exit.example", 4433))),)
     assert read.listen == Destination("127.0.0.1", 1080)
     assert read.credentials() is None
-    assert read.identity == config_dir() / "identity"
+    assert read.identity == Path("identity")
 
 
 def test_an_exit_needs_nothing() -> None:
@@ -471,6 +471,14 @@ def test_authorized_peers_come_from_both_and_are_read_anew(tmp_path: Path) -> No
         read.peers()
 
 
+def test_the_identity_is_beside_the_configuration(tmp_path: Path) -> None:
+    """Root who names another user's configuration takes that user's keys with it."""
+    (tmp_path / "client.toml").write_text(PEER)
+    assert load_client(tmp_path / "client.toml").identity == tmp_path / "identity"
+    assert load_client(tmp_path / "client.toml", {"identity": "/other"}).identity == Path("/other")
+    assert load_exit().identity == config_dir() / "identity"
+
+
 def test_a_revoked_peer_is_out_whatever_names_it(tmp_path: Path) -> None:
     (tmp_path / "authorized").write_text(f"{OTHER_ID} laptop\n")
     (tmp_path / "exit.toml").write_text(f'allow = ["{ID}"]')
@@ -505,7 +513,7 @@ def test_a_named_list_must_exist(tmp_path: Path) -> None:
 def test_a_named_configuration_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the configuration .* does not exist"):
         load_exit(tmp_path / "exit.toml")
-    assert load_exit() == exit_peer()
+    assert load_exit() == exit_from("", config_dir() / "exit.toml", {})
 
 
 def test_the_default_files_are_found() -> None:
@@ -549,8 +557,8 @@ def test_the_examples_show_every_key(name: str, kind: type[msgspec.Struct]) -> N
 
 def test_the_examples_are_read_and_show_the_defaults() -> None:
     client_text = (CONFIGS / "client.toml").read_text("utf-8")
-    assert client_from(client_text, CONFIGS / "client.toml", False, {}) == client()
-    assert exit_from((CONFIGS / "exit.toml").read_text("utf-8"), CONFIGS / "exit.toml", {}) == exit_peer()
+    assert client_from(client_text, Path("client.toml"), False, {}) == client()
+    assert exit_peer((CONFIGS / "exit.toml").read_text("utf-8")) == exit_peer()
     placeful = {
         *("identity", "psk_file", "control_socket", "user", "upstream", "allow", "authorized"),
         *("ca", "exit", "rule", "public", "advertise", "metrics", "metrics_token_file", "websocket"),
