@@ -157,11 +157,12 @@ def cli(
     tun_flags["tun.enabled"] = flags.pop("tun") or None
     merged = {**flags, **tun_flags, **context.obj}
 
+    watch, file = FileWatch(), config_dir() / "client.toml" if config is None else config
+
     def load() -> ClientConfig:
+        watch.before_reading(file, anew=True)
         return only_harmless(load_client(config, merged))
 
-    watch, file = FileWatch(), config_dir() / "client.toml" if config is None else config
-    watch.before_reading(file)
     loaded = load()
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and (yes or any(value not in (None, ()) for value in tun_flags.values())):

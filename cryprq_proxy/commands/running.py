@@ -10,9 +10,11 @@ import contextlib
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from ..address import Destination, parse_host_port
 from ..base.deputy import act_as_owner
 from ..base.file_access import deputy_for
 from ..base.owners import ROOT
@@ -22,8 +24,9 @@ from ..config.decode import decode_file, read_source
 from ..config.exit import ExitConfig
 from ..config.foreign import only_harmless
 from ..errors import ConfigError, CryprqError
-from ..process.control import NotRunning
+from ..process.control import NotRunning, query_status
 from ..process.started import Started, query_started
+from ..status import ClientStatus
 from .common import act_for
 
 _KINDS: Final[dict[Role, type[Struct]]] = {"client": ClientConfig, "exit": ExitConfig}
@@ -62,6 +65,28 @@ class Found(NamedTuple):
     def named(self) -> Path | None:
         """The default file may be missing, one that was named may not."""
         return None if self.file == default_file(self.role) else self.file
+
+
+class Listens(NamedTuple):
+    """Where a client listens: for applications, and with PAC file and dashboard, if it does."""
+
+    proxy: Destination
+    admin: Destination | None
+
+
+def listens(about: Found) -> Listens:
+    """Where the client listens that `about` has found, or would by its files. Raises CryprqError."""
+    if about.socket is None:
+        config = about.client()
+        return Listens(config.listen, config.admin)
+    status = query_status(about.socket)
+    if not isinstance(status, ClientStatus) or not status.listen:
+        raise CryprqError("the client is just starting, and listens nowhere yet; try again")
+    admin = status.admin
+    return Listens(
+        parse_host_port(status.listen[0]),
+        None if admin is None else parse_host_port(urlsplit(admin).netloc),
+    )
 
 
 def default_file(role: Role) -> Path:

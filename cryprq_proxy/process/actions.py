@@ -87,8 +87,12 @@ def commands(actions: Actions) -> dict[str, Action]:
         actions.confirm()
         return {"confirmed": True}
 
+    async def pac(_: str) -> dict[str, object]:
+        return {"pac": actions.pac()}
+
     return {
         "streams": streams,
+        "pac": pac,
         "close": close,
         "exit": choose_exit,
         "reload": reload,

@@ -36,15 +36,26 @@ class FileWatch:
         self._look = look
         self._sleep = sleep
         self._seen: dict[Path, Mark] = {}
+        self._read: dict[Path, Mark] = {}
+        """The marks of the last reading."""
         self._restless = False
 
-    def before_reading(self, *files: Path) -> None:
-        """Watch `files`, which the caller is about to read. May be called on any thread.
+    def before_reading(self, *files: Path, anew: bool = False) -> None:
+        """Watch `files`, which the caller is about to read, `anew` as the first ones of all. May be called on any
+        thread.
 
-        A file that is watched already keeps its mark: whether it has changed is what the next look tells."""
+        A file that is watched already is still compared with its last look: whether it has changed is what the next
+        one tells."""
+        if anew:
+            self._read = {}
         for file in files:
-            if file not in self._seen:
-                self._seen[file] = self._look(file)
+            self._read[file] = self._look(file)
+            self._seen.setdefault(file, self._read[file])
+
+    async def differs(self) -> bool:
+        """Whether a file of the last reading is another one now."""
+        read = dict(self._read)
+        return await asyncio.to_thread(self._look_at, read) != read
 
     def note(self, marks: Mapping[Path, Mark]) -> bool:
         """Take one look's result. Returns whether a change is complete now."""

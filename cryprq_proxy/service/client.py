@@ -52,6 +52,7 @@ from ..rules.lists import unreported
 from ..rules.pac.script import pac
 from ..status import ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
+from .explanation import EXPLAIN, RulesInForce
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 from .tun_mode import NO_TUN, Confirmation, TunMode, TunModePlan
 
@@ -157,7 +158,8 @@ async def run_client(
         running = RunningClient(
             config, exits, dispatcher, tun, lambda: load(read(), watch), stop.notifier, recent
         )
-        actions = commands(running) | {STARTED: started.tell}
+        answers = RulesInForce(lambda: dispatcher.rules, running.reloader, watch)
+        actions = commands(running) | {STARTED: started.tell, EXPLAIN: answers.explain}
         control = ControlServer(config.control_socket, running.status, actions)
         await control.start()
         stack.push_async_callback(control.stop)

@@ -205,7 +205,7 @@ def test_three_sentences(tmp_path: Path) -> None:
 def test_the_default(tmp_path: Path) -> None:
     result = run(tmp_path, "default = 'direct'", "192.0.2.1:22")
     assert result.stdout.startswith("192.0.2.1:22: direct, by default\n")
-    assert result.stderr == ""
+    assert result.stderr == f"no client runs; from {tmp_path / 'client.toml'}\n"
 
 
 def test_as_json(tmp_path: Path) -> None:
@@ -224,6 +224,7 @@ def test_as_json(tmp_path: Path) -> None:
     }
     assert all(isinstance(found[key], str) and found[key] for key in ("proxy", "pac", "tun"))
     assert len(found["problems"]) == 1
+    assert (found["running"], found["file"]) == (False, str(tmp_path / "client.toml"))
 
 
 def test_what_a_person_must_change(tmp_path: Path) -> None:

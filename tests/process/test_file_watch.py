@@ -53,13 +53,28 @@ def test_one_restless_file_holds_back_the_others() -> None:
 
 
 def test_a_file_that_is_read_again_keeps_its_mark() -> None:
-    states = [1, 2, 3]
+    states = [1, 2, 2]
     watched = FileWatch(look=lambda _: state(states.pop(0)))
     watched.before_reading(A)
     watched.before_reading(A, B)  # A has changed meanwhile, and nobody has noticed yet
-    assert states == [3]
     assert not watched.note({A: state(2), B: state(2)})
     assert watched.note({A: state(2), B: state(2)})
+
+
+async def test_what_was_read_last_is_compared_with_what_is_there() -> None:
+    states = {A: 1, B: 1}
+    watched = FileWatch(look=lambda file: state(states[file]))
+    watched.before_reading(A)
+    watched.before_reading(B)
+    assert not await watched.differs()
+    states[B] = 2
+    assert await watched.differs()
+    # A look that notices it is no reading.
+    watched.note({A: state(1), B: state(2)})
+    assert await watched.differs()
+    watched.before_reading(A, anew=True)
+    # B is not read any more.
+    assert not await watched.differs()
 
 
 async def test_a_change_between_reading_and_the_first_look_is_told(tmp_path: Path) -> None:

@@ -8,28 +8,40 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...base.log import one_line
 from ...errors import ConfigError
-from ..common import act_for, config_option
+from ..common import config_option
 
 if TYPE_CHECKING:
+    from ..running import Found
     from .environment import Shell
+
+
+def _say_source(about: Found) -> None:
+    """Standard output is for a program to read."""
+    click.echo(one_line(f"cryprq-proxy: {about.source}"), err=True)
 
 
 @click.command()
 @config_option
 def pac(config: Path | None) -> None:
-    """Print the PAC file for browsers, made from the rules. The running client serves the same one."""
+    """Print the PAC file for browsers that the running client serves. Where none runs, it is made from the files."""
     from ...address import reachable
-    from ...config.client import load_client
+    from ...process.control import query
     from ...rules.engine import RuleSet
     from ...rules.pac.script import pac as make
+    from ..running import find
 
-    act_for(config)
-    loaded = load_client(config)
+    about = find("client", config)
+    if about.socket is not None:
+        click.echo(query(about.socket, "pac")["pac"], nl=False)
+        return
+    loaded = about.client()
     listen = reachable(loaded.listen)
     # The PAC file has no names of lists, so the lists are not read.
     rules = RuleSet(loaded.rules(), loaded.default)
     click.echo(make(rules, listen, listen), nl=False)
+    _say_source(about)
 
 
 @click.command()
@@ -52,25 +64,27 @@ def pac(config: Path | None) -> None:
 @config_option
 def env(shell: Shell | None, unset: bool, http_only: bool, with_password: bool, config: Path | None) -> None:
     """Print what sets the proxy for the programs of a terminal: eval "$(cryprq-proxy env)"."""
-    from ...config.client import load_client
-    from .environment import exports, read_login, shell_of, unsets, variables
+    from ..running import find, listens
+    from .environment import asks_for_password, exports, read_login, shell_of, unsets, variables
 
     chosen = shell or shell_of(os.environ.get("SHELL", ""))
     if unset:
         click.echo(unsets(chosen), nl=False)
         return
-    act_for(config)
-    loaded = load_client(config)
+    about = find("client", config)
+    proxy = listens(about).proxy
     login = ""
     if with_password:
-        login = read_login(loaded, config)
-    elif loaded.credentials() is not None:
+        login = read_login(about)
+    elif asks_for_password(about):
         click.echo(
             "cryprq-proxy: the proxy asks for a user and a password, which are not in these variables;"
             " --with-password puts them there",
             err=True,
         )
-    click.echo(exports(variables(loaded.listen, login, socks=not http_only), chosen), nl=False)
+    click.echo(exports(variables(proxy, login, socks=not http_only), chosen), nl=False)
+    if about.socket is None:
+        _say_source(about)
 
 
 @click.command("system-proxy")
@@ -97,23 +111,22 @@ def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
             click.echo(f"not touched, since it was changed meanwhile: {name}")
         return
     from ...address import reachable
-    from ...config.client import load_client
+    from ..running import find, listens
 
-    act_for(config)
-    loaded = load_client(config)
+    about = find("client", config)
+    place = listens(about)
     if not by_pac:
-        proxy = reachable(loaded.listen)
+        proxy = reachable(place.proxy)
         desktop.turn_on(desktop.manual(proxy), file)
-        click.echo(
-            f"the desktop's proxy is {proxy}; `{to_run('system-proxy off')}` restores what was set before"
-        )
-        return
-    if loaded.admin is None:
+        now = str(proxy)
+    elif place.admin is None:
         raise ConfigError(
             'the PAC file is served at the address admin, which is "off": set one, or leave out --pac'
         )
-    url = f"http://{reachable(loaded.admin)}/proxy.pac"
-    desktop.turn_on(desktop.automatic(url), file)
-    click.echo(
-        f"the desktop's proxy is by {url}; `{to_run('system-proxy off')}` restores what was set before"
-    )
+    else:
+        url = f"http://{reachable(place.admin)}/proxy.pac"
+        desktop.turn_on(desktop.automatic(url), file)
+        now = f"by {url}"
+    click.echo(f"the desktop's proxy is {now}; `{to_run('system-proxy off')}` restores what was set before")
+    if about.socket is None:
+        _say_source(about)

@@ -17,15 +17,15 @@ from __future__ import annotations
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, get_args
 from urllib.parse import quote
 
 from ...address import Destination, reachable
-from ...base.paths import config_dir, read_text
+from ...base.paths import read_text
+from ...errors import ConfigError
 
 if TYPE_CHECKING:
-    from ...config.client import ClientConfig
+    from ..running import Found
 
 type Shell = Literal["sh", "fish", "csh", "file"]
 
@@ -38,18 +38,34 @@ NO_PROXY: Final = "localhost,127.0.0.1,127.0.0.0/8,::1,[::1]"
 NAMES: Final = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
 
-def read_login(config: ClientConfig, file: Path | None) -> str:
+def read_login(about: Found) -> str:
     """The NAME:PASSWORD that the proxy asks for, "" if it asks for none. Raises ConfigError.
 
-    `file` is where `config` was read from. It keeps only digests, so this reads the files again.
+    A configuration keeps only digests, so this reads the files again.
     """
+    about.act()
+    config = about.client()
     if config.user_file is not None:
         text, _ = read_text(config.user_file, "the user file", private=True)
         return text.removesuffix("\n").removesuffix("\r")
     if config.user is None:
         return ""
-    text, _ = read_text(file or config_dir() / "client.toml", "the configuration", private=True)
+    if "user" in about.flags:
+        return str(about.flags["user"])
+    text, _ = read_text(about.file, "the configuration", private=True)
     return str(tomllib.loads(text)["user"])
+
+
+def asks_for_password(about: Found) -> bool:
+    """Whether the proxy asks applications who they are, as far as its files can be read. Raises ConfigError where no
+    proxy runs, and so nothing but they can tell."""
+    try:
+        about.act()
+        return about.client().credentials() is not None
+    except ConfigError:
+        if about.socket is None:
+            raise
+        return False
 
 
 def variables(listen: Destination, login: str = "", *, socks: bool = True) -> dict[str, str]:

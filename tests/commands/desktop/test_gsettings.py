@@ -401,7 +401,7 @@ def test_passwords_only_where_asked_for(way: str, tmp_path: Path, capsys: pytest
     assert "--with-password" in err
     assert run_command(["env", "--shell", "file", "--with-password", "--config", config]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == f"cryprq-proxy: no client runs; from {config}\n"
     assert out == exports(variables(PROXY, LOGIN), "file")
 
 
@@ -444,7 +444,7 @@ def test_pac_needs_neither_a_client_nor_the_lists(tmp_path: Path, capsys: pytest
     )
     assert run_command(["pac", "--config", config]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == f"cryprq-proxy: no client runs; from {config}\n"
     assert "PROXY 127.0.0.1:3333; SOCKS5 127.0.0.1:3333" in out
     assert ".corp.example" in out
     assert out.isascii()
