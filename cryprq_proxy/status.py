@@ -13,10 +13,10 @@ bytes, times in seconds, points in time in seconds since 1970. Producers update 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 type Counts = dict[str, int]
 """Name of a cause -> how often it occurred."""
@@ -312,8 +312,8 @@ class ConnectionCounts(Struct, kw_only=True, frozen=True):
 
 class OpenConnection(Struct, kw_only=True, frozen=True):
     """An open connection of an application. `id`: the exit's name or "direct", a slash and a number; `protocol`:
-    "tcp", "udp", or "dns" for this side's questions to the exit's resolver; `to`: as in a rule; `exit`: empty if
-    direct."""
+    "tcp", "udp", "dns" for this side's questions to the exit's resolver, or "report" for that to the exit itself; `to`:
+    as in a rule; `exit`: empty if direct."""
 
     id: str = "?"
     target: str = "?"
@@ -340,12 +340,13 @@ class RulesStatus(Struct, kw_only=True, frozen=True):
 
 class PeerSessionStatus(SessionStatus, kw_only=True, frozen=True):
     """A session of a client at its exit. `congestion` and `connection_round_trip` are of its carrier, as in
-    CarrierStatus."""
+    CarrierStatus. By `clock_off` seconds the client's clock is ahead of this machine's, None if it has not told."""
 
     peer_id: str = "?"
     link: str = "?"
     congestion: str = ""
     connection_round_trip: float | None = None
+    clock_off: float | None = None
     packets: PacketLinkStatus | None = None
 
 
@@ -438,6 +439,50 @@ class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
     sessions: tuple[PeerSessionStatus, ...] = ()
     peers: tuple[PeerStatus, ...] = ()
     pairing: PairingStatus | None = None
+
+
+# --- what an exit tells about itself ----------------------------------------------------------------------------------
+
+type _Words = Annotated[str, Meta(pattern=r"^[ -~]{0,64}\Z")]
+"""From a peer: short, and without control characters."""
+type _Moment = Annotated[float, Meta(ge=0, le=1e11)]
+
+
+class OutwardReport(Struct, kw_only=True, frozen=True):
+    """Of one family of addresses: whether the exit has a default route, and the global address of its own that targets
+    see; empty where it has none, behind NAT for example."""
+
+    route: bool = False
+    address: _Words = ""
+
+
+class ResolverReport(Struct, kw_only=True, frozen=True):
+    """What became of a name that every resolver finds: empty `problem` if it was found, else the reason in words."""
+
+    problem: _Words = ""
+    seconds: _Moment = 0.0
+
+
+class ExitReport(Struct, kw_only=True, frozen=True):
+    """The answer of an exit on a REPORT stream. `clock`: its time when it answered; `clock_kept`: whether something
+    keeps its clock in step, None if its system does not tell."""
+
+    version: _Words = "?"
+    clock: _Moment = 0.0
+    clock_kept: bool | None = None
+    ipv4: OutwardReport = OutwardReport()
+    ipv6: OutwardReport = OutwardReport()
+    resolver: ResolverReport = ResolverReport()
+
+
+class AskedExit(Struct, kw_only=True, frozen=True):
+    """A report as the client got it: from the exit `exit`, after `seconds`. The exit's clock is `clock_off` seconds
+    ahead of this machine's."""
+
+    exit: str = "?"
+    seconds: float = 0.0
+    clock_off: float = 0.0
+    report: ExitReport = ExitReport()
 
 
 type Status = ClientStatus | ExitStatus

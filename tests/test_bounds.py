@@ -13,7 +13,7 @@ from cryprq_proxy.carriers.dial import http_connect
 from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import gathered, held, packet_link, udp_socket
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE
-from cryprq_proxy.client import dispatcher, endpoints, leaving, reached, split_association
+from cryprq_proxy.client import ask_exit, dispatcher, endpoints, leaving, reached, split_association
 from cryprq_proxy.config import authorized, decode, exits
 from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
@@ -29,6 +29,7 @@ from cryprq_proxy.exit import (
     peer_session,
     proxy_protocol,
     reception,
+    report,
     ticket_book,
     websocket_listener,
 )
@@ -99,6 +100,10 @@ HTTP_GIVEN_UP = (
 )
 BESIDE_SUCCESSOR = (
     "an exit beside its successor, beyond the time of its streams; one that is stuck, after SIGABRT"
+)
+REPORTS = (
+    "what the exit is asked about itself, by all peers together: look-ups at a time; time for one; "
+    "bytes of a question"
 )
 REACHED = {
     "connections without a valid first flight; of them in TLS or HTTP": [
@@ -294,6 +299,11 @@ REACHED = {
         "lane/test_path.py::test_little_is_sent_to_an_unproven_address",
         "lane/test_path.py::test_an_unproven_address_is_asked_at_intervals",
     ],
+    REPORTS: [
+        "exit/test_report.py::test_the_resolver_is_asked_once_for_all_who_wait",
+        "exit/test_report.py::test_a_resolver_that_is_silent_is_waited_for_within_bounds",
+        "exit/test_report.py::test_who_sends_more_than_the_time_gets_no_report",
+    ],
     "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [
         "outbound/test_udp_association.py::test_the_host_sent_to_least_recently_is_forgotten_at_the_bound",
         "outbound/test_udp_association.py::test_datagrams_that_wait_for_a_name_are_bounded",
@@ -485,6 +495,11 @@ REACHED = {
     "sessions that it has asked the client to leave, and that run out; for how long": [
         "client/test_leaving.py::test_the_oldest_ends_beyond_the_bound",
         "client/test_leaving.py::test_it_ends_after_its_time",
+    ],
+    "what it tells about itself; time for it; a text in it": [
+        "client/test_ask_exit.py::test_an_exit_that_says_too_much",
+        "client/test_ask_exit.py::test_an_exit_that_says_nothing",
+        "client/test_ask_exit.py::test_what_is_no_report_is_one_sentence",
     ],
     "addresses that it names for resuming; how long the first attempt goes there alone": [
         "client/test_advertised.py::test_the_last_one_counts_and_only_what_may",
@@ -787,6 +802,7 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "epochs in the status": [epochs.MAX_EPOCHS],
     "sent to an address that is not yet proved, on the lane": [lane_path.CHALLENGE_INTERVAL],
+    REPORTS: [report.LOOK_UP_SECONDS, report.QUESTION.size],
     "hosts that may answer a UDP association; its datagrams waiting for a name; their bytes; in all associations": [
         udp_association.MAX_HOSTS,
         waiting_datagrams.MAX_WAITING,
@@ -861,6 +877,7 @@ NUMBERS: dict[str, list[float]] = {
         leaving.MOST_LEAVING,
         leaving.LEAVING_SECONDS,
     ],
+    "what it tells about itself; time for it; a text in it": [ask_exit.MAX_REPORT, ask_exit.ASK_SECONDS],
     "addresses that it names for resuming; how long the first attempt goes there alone": [
         endpoints.ADVERTISED_HEAD_START
     ],

@@ -107,8 +107,8 @@ def by_name(path: Path) -> str:
     return path.name
 
 
-NO_KEYS = {"http_proxy", "https_proxy", "gso_size"}
-"""Environment variables of other programs and a field of the protocol, written like keys."""
+NO_KEYS = {"http_proxy", "https_proxy", "gso_size", "clock_kept"}
+"""Environment variables of other programs and fields of the protocol, written like keys."""
 METRICS = "cryprq_"
 """How the names of our metrics begin; they are not keys."""
 LATER = {"docs/benchmarks.md"}

@@ -116,6 +116,7 @@ JSON_ONLY = {
         "PathCounters.migrations",
         "PathCounters.probes",
         "PathCounters.shrinks",
+        "PeerSessionStatus.clock_off",
         "PeerSessionStatus.connection_round_trip",
         "RepairStatus.found",
         "UpstreamStatus.answers",

@@ -23,6 +23,7 @@ from ..base.faults import contained
 from ..base.work import Work
 from ..carriers.dial.tcp import Resolve, by_system
 from ..crypto.identity import Identity
+from ..crypto.payloads import Feature
 from ..crypto.primitives import Provider
 from ..errors import StreamReason, StreamRefused, words_of
 from ..outbound.bytestream import OriginStream
@@ -144,6 +145,8 @@ class Client:
         try:
             if session is None:
                 raise StreamRefused(StreamReason.LINK_DOWN)
+            if request.protocol is StreamProtocol.REPORT and not self._kept.features & Feature.REPORT:
+                raise StreamRefused(StreamReason.NOT_ALLOWED)
             stream = session.open(request.protocol, request.destination, request.handler)
         except StreamRefused as refusal:
             self._refuse(request, refusal.reason)

@@ -205,4 +205,9 @@ def _row(
 
 
 _TUNNEL: Final = RuleAction(Verdict.TUNNEL)
-_PROTOCOLS: Final = {StreamProtocol.TCP: "tcp", StreamProtocol.UDP: "udp", StreamProtocol.RESOLVER: "dns"}
+_PROTOCOLS: Final = {
+    StreamProtocol.TCP: "tcp",
+    StreamProtocol.UDP: "udp",
+    StreamProtocol.RESOLVER: "dns",
+    StreamProtocol.REPORT: "report",
+}

@@ -35,7 +35,8 @@ from ..lane.slices import Shape
 from ..outbound.bytestream import ByteStream, OriginStream
 from ..session.retention import SlotPool
 from ..session.wire import StreamProtocol
-from ..status import ClientStatus, KnownExit, Traffic
+from ..status import AskedExit, ClientStatus, KnownExit, Traffic
+from .ask_exit import ask_exit
 from .client import Client
 from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
 from .requests import NOWHERE, ClientObserver, Early, StreamRequest, opened
@@ -175,6 +176,10 @@ class Exits(ClientObserver):
     async def open_resolver(self) -> ByteStream:
         """A stream to the active exit's own DNS resolver (RFC 7766). Raises StreamRefused."""
         return await opened(self.start, StreamProtocol.RESOLVER, NOWHERE)
+
+    async def report(self) -> AskedExit:
+        """What the active exit tells about itself. Raises CryprqError with one sentence."""
+        return await ask_exit(self.start, self.active.name)
 
     # --- for system-wide mode --------------------------------------------------------------------------------------
 

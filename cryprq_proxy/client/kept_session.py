@@ -94,6 +94,8 @@ class KeptSession:
         self.takes_streams = True
         """Whether new streams may be opened in the session while it has no path: its exit may be about to stop."""
         self.session: Session | None = None
+        self.features = Feature(0)
+        """Of the present session."""
         self.packet_link: PacketLink | None = None
         self.totals = Totals()
         self._packets_without_session = 0
@@ -188,6 +190,7 @@ class KeptSession:
             offload=executor_offload(self._provider, self._executor, failed),
             last_stream=self._last_stream,
         )
+        self.features = Feature(established.features)
         self.signed()
         events = session.events
         events.opened = self._opened

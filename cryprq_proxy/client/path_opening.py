@@ -251,7 +251,7 @@ class PathOpener:
 
     @property
     def _features(self) -> Feature:
-        features = Feature.PACKETS if self._packets else Feature(0)
+        features = Feature.REPORT | (Feature.PACKETS if self._packets else Feature(0))
         if self._settings.lane is not None and self._settings.upstream is None:
             features |= Feature.LANE
         return features

@@ -36,6 +36,8 @@ class Feature(IntFlag):
     """Datagrams beside the carrier, on the UDP port with the carrier's number."""
     PACKETS = 2
     """IP packets of the whole system: the exit has a network interface for them."""
+    REPORT = 4
+    """The exit tells about itself when it is asked."""
 
 
 _CHOICE = struct.Struct("!BBI")

@@ -95,7 +95,7 @@ class Exit:
         """Listen; the addresses as bound, that for WebSocket last. Raises OSError, or ConfigError for the datagram
         lane's, a certificate or a passed socket."""
         addresses = self.listener.bind(passed)
-        features = self._network.features
+        features = self._network.features | Feature.REPORT
         if self._settings.lane is not None:
             try:
                 of_links = addresses[: len(self._settings.listen)]

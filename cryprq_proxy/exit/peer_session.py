@@ -51,6 +51,7 @@ class PeerSession:
     __slots__ = (
         "_keeper",
         "carriers",
+        "clock_off",
         "expiry",
         "opens_until",
         "packet_link",
@@ -71,6 +72,8 @@ class PeerSession:
         self.session = session
         self.carriers: dict[int, Carrier] = {}
         self.packet_link: PacketLink | None = None
+        self.clock_off: float | None = None
+        """By how many seconds the clock of the peer is ahead of this machine's, if it has told its time."""
         self.taken = -1
         self.signed_at = clock()
         self.expiry: asyncio.TimerHandle | None = None
@@ -93,6 +96,7 @@ class PeerSession:
             link="up" if self.carriers or (lane is not None and lane.proven) else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
+            clock_off=self.clock_off,
             packets=packets,
             **structs.asdict(session_status(self.session, now, carriers, packets)),
         )

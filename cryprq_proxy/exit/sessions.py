@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
+from typing import Final
 
 from ..base.clock import clock
 from ..base.descriptors import for_streams
@@ -36,11 +37,14 @@ from .descriptor_shares import Claim, DescriptorShares
 from .limits import TokenBucket
 from .peer_session import PeerSession, PeerShare
 from .providers import PacketNetwork
+from .report import Reporter, ReportStream
 from .settings import ExitSettings
 from .targets import Targets
 from .ticket_book import TicketBook
 
 _log = logging.getLogger(__name__)
+
+_PACKET_LINK: Final = Feature.LANE | Feature.PACKETS
 
 
 class Sessions:
@@ -59,6 +63,7 @@ class Sessions:
         self._executor = executor
         self._targets = targets
         self._network = network
+        self._reporter = Reporter(targets.resolver)
         self._loop = asyncio.get_running_loop()
         self._budget = MemoryBudget(settings.bounds.retained_total)
         self._window_budget = WindowBudget(settings.bounds.window_total)
@@ -114,7 +119,7 @@ class Sessions:
         session.events.renewed = lambda: self.tickets.renew(entry, session.rotation.known.resume_secrets)
         session.events.renewed()
         try:
-            if established.features:
+            if established.features & _PACKET_LINK:
                 self._link_packets(entry, established.features, client)
             session.begin_lane(clock())
         except Exception:
@@ -193,6 +198,8 @@ class Sessions:
                 stream.refuse(StreamReason.NOT_ALLOWED)
             else:
                 targets.open_resolver(stream, share.sockets, claim)
+        elif stream.protocol is StreamProtocol.REPORT:
+            ReportStream(self._reporter, entry, stream, claim)
         else:
             targets.open(stream, entry.resolver, share.sockets, share.turn, claim)
 

@@ -17,7 +17,7 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Self
 
@@ -25,6 +25,7 @@ from ..address import Destination, parse_host_port
 from ..base.deputy import act_as_owner
 from ..base.log import one_line
 from ..base.program import to_run
+from ..base.source_address import source_address
 from ..carriers.dial.endpoint import DEFAULT_PORTS
 from ..config.authorized import PeersFile, check_name
 from ..config.exit import ExitConfig, authorized_file, load_exit
@@ -43,8 +44,6 @@ SECRET_LENGTH: Final = 26
 MAX_URI: Final = 2048
 _EXPIRY: Final = re.compile("([1-9][0-9]{0,6})([mhd])")
 _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400}
-_OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses for documentation (RFC 5737, RFC 3849): their route is the default route, and nothing is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ def own_address(listen: Sequence[Destination]) -> Destination:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         address: str | None = host
         if Destination(host, port).is_ip and ip_address(host).is_unspecified:
-            address = _outward(family)
+            address = source_address(family)
         if address is not None and port:
             found.append(Destination(address, port))
     if not found:
@@ -135,19 +134,6 @@ def own_address(listen: Sequence[Destination]) -> Destination:
 def is_global(address: Destination) -> bool:
     """Whether the whole internet can reach it; True for all names."""
     return not address.is_ip or ip_address(address.host).is_global
-
-
-def _outward(family: socket.AddressFamily) -> str | None:
-    """The source address of packets to the internet. Connecting a UDP socket sends none."""
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((_OUTSIDE[family], 9))
-            own = ip_address(sock.getsockname()[0])
-    except OSError:
-        return None
-    if own.is_loopback or own.is_unspecified or (isinstance(own, IPv6Address) and own.is_link_local):
-        return None
-    return str(own)
 
 
 # --- an invite ---

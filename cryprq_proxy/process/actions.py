@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from msgspec import Struct
+
 from ..errors import CryprqError
-from ..status import OpenConnection, Status
+from ..status import AskedExit, OpenConnection, Status
 
 MAX_PAUSE: Final = 3600
 """Seconds of a pause; the packet filter (tun/firewall/filter.py) opens for no longer either."""
 
-type Action = Callable[[str], Awaitable[Mapping[str, object]]]
+type Action = Callable[[str], Awaitable[Mapping[str, object] | Struct]]
 """Carries out a command of the control socket, with its argument. Raises CryprqError with the reason if it fails."""
 
 
@@ -39,6 +41,10 @@ class Actions:
 
     async def reload(self) -> str:
         """Read rules and lists again. Returns the result in words."""
+        raise NotImplementedError
+
+    async def report(self) -> AskedExit:
+        """What the exit in use tells about itself."""
         raise NotImplementedError
 
     def dashboard(self) -> str:
@@ -72,6 +78,9 @@ def commands(actions: Actions) -> dict[str, Action]:
     async def reload(_: str) -> dict[str, object]:
         return {"reloaded": await actions.reload()}
 
+    async def report(_: str) -> AskedExit:
+        return await actions.report()
+
     async def dashboard(_: str) -> dict[str, object]:
         return {"url": actions.dashboard()}
 
@@ -96,6 +105,7 @@ def commands(actions: Actions) -> dict[str, Action]:
         "close": close,
         "exit": choose_exit,
         "reload": reload,
+        "report": report,
         "dashboard": dashboard,
         "pause": pause,
         "confirm": confirm,

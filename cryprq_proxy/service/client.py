@@ -50,7 +50,7 @@ from ..process.watchdog import Watchdog
 from ..rules.engine import RuleSet, load_rules
 from ..rules.lists import unreported
 from ..rules.pac.script import pac
-from ..status import ClientStatus, OpenConnection, RulesStatus
+from ..status import AskedExit, ClientStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
 from .explanation import EXPLAIN, RulesInForce
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
@@ -239,6 +239,9 @@ class RunningClient(Actions):
 
     def pac(self) -> str:
         return self._pac
+
+    async def report(self) -> AskedExit:
+        return await self._exits.report()
 
     def dashboard(self) -> str:
         if self._admin is None:

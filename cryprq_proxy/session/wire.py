@@ -114,11 +114,13 @@ class Kind(IntEnum):
 
 class StreamProtocol(IntEnum):
     """What an OPEN requests. TCP: a connection to the destination. UDP: an association; RESOLVER: a TCP connection to
-    the exit's own DNS resolver (RFC 7766); both ignore the destination."""
+    the exit's own DNS resolver (RFC 7766). REPORT: what the exit tells about itself. All but TCP ignore the
+    destination."""
 
     TCP = 1
     UDP = 2
     RESOLVER = 3
+    REPORT = 4
 
 
 class LaneUse(IntEnum):

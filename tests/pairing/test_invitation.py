@@ -177,7 +177,7 @@ def test_addresses_that_are_none(address: str) -> None:
 
 def test_the_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
     outward = {socket.AF_INET: "10.0.0.5", socket.AF_INET6: "2606:2800:20::1"}
-    monkeypatch.setattr(pairing, "_outward", outward.get)
+    monkeypatch.setattr(pairing, "source_address", outward.get)
     any4, any6 = Destination("0.0.0.0", 4433), Destination("::", 4434)
     assert own_address([any4]) == ("10.0.0.5", 4433)
     assert own_address([any4, any6]) == ("2606:2800:20::1", 4434)  # a global one goes first
@@ -187,12 +187,6 @@ def test_the_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
     for listen in ([any4, any6], [Destination("127.0.0.1", 0)]):
         with pytest.raises(ConfigError, match="give it with --address HOST:PORT"):
             own_address(listen)
-
-
-def test_the_route_to_the_internet_is_asked_without_a_packet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "_OUTSIDE", {socket.AF_INET: "127.0.0.9", socket.AF_INET6: "::1"})
-    assert pairing._outward(socket.AF_INET) is None  # loopback leads nowhere
-    assert pairing._outward(socket.AF_INET6) is None
 
 
 # --- the configuration ---

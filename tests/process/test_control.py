@@ -35,7 +35,7 @@ from cryprq_proxy.process.control import (
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.service.startup import ProcessStatus
 from cryprq_proxy.service.tun_mode import NO_TUN, Confirmation
-from cryprq_proxy.status import ClientStatus, SessionStatus
+from cryprq_proxy.status import AskedExit, ClientStatus, SessionStatus
 from tests.support.background import PATIENCE
 from tests.support.descriptors import no_free_descriptor
 from tests.support.turn_count import counted_turns
@@ -480,6 +480,9 @@ class FakeActions(Actions):
     def choose_exit(self, name: str) -> None:
         self.asked.append(name)
 
+    async def report(self) -> AskedExit:
+        return AskedExit(exit="home")
+
     async def pause(self, seconds: int) -> None:
         self.asked.append(seconds)
 
@@ -492,6 +495,7 @@ async def test_each_command_does_its_action() -> None:
     known = commands(actions)
     assert await known["pause"]("5") == {"paused": 5}
     assert await known["confirm"]("") == {"confirmed": True}
+    assert await known["report"]("") == AskedExit(exit="home")
     assert await known["exit"]("auto") == {"exit": "auto"}
     assert await known["close"]("home/1") == {"closed": "home/1"}
     with pytest.raises(CryprqError, match=r"there is no open connection 'home/2'"):

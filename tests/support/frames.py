@@ -69,6 +69,12 @@ WORKED = [
         wire.encode_open(4, StreamProtocol.RESOLVER, NOWHERE),
         (wire.OPEN, 4, (StreamProtocol.RESOLVER, NOWHERE)),
     ),
+    Worked(
+        "OPEN, stream 5, REPORT",
+        "01000000050401000000000000",
+        wire.encode_open(5, StreamProtocol.REPORT, NOWHERE),
+        (wire.OPEN, 5, (StreamProtocol.REPORT, NOWHERE)),
+    ),
     Worked("OPENED, stream 1", "0200000001", wire.encode_opened(1), (wire.OPENED, 1, None)),
     Worked(
         "REFUSED, stream 2, CONNECTION_REFUSED",

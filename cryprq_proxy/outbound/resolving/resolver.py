@@ -108,6 +108,11 @@ class SystemResolver:
             raise StreamRefused(answer)
         return answer.addresses
 
+    async def resolve_anew(self, name: str, asker: str) -> Sequence[str]:
+        """As `resolve`, whatever is in memory."""
+        self._cache.pop(name, None)
+        return await self.resolve(name, asker)
+
     def remembered(self, name: str) -> Sequence[str] | None:
         """See Resolver."""
         answer = self._remembered(name)

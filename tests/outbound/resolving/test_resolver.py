@@ -106,6 +106,13 @@ async def test_an_answer_is_kept_for_its_time_within_bounds(stage: Stage, ttl: f
     assert stage.names.asked == ["a.test", "a.test"]
 
 
+async def test_who_asks_anew_gets_nothing_from_memory(stage: Stage) -> None:
+    await stage.ask()
+    await stage.resolver.resolve_anew("a.test", "alice")
+    await stage.ask()
+    assert stage.names.asked == ["a.test", "a.test"], "the new answer is remembered"
+
+
 @pytest.mark.parametrize(
     ("reason", "seconds"),
     [
