@@ -206,6 +206,7 @@ test-packages: lab-packages
 	@$(call install_package,nginx /usr/sbin/nginx,nginx-light)
 	@$(call install_package,haproxy /usr/sbin/haproxy,haproxy)
 	@$(call install_package,caddy,caddy)
+	@$(call install_package,sshd /usr/sbin/sshd,openssh-server)
 	@$(call install_package,strace,strace)
 	@$(call install_package,gsettings,libglib2.0-bin gsettings-desktop-schemas)
 	@$(call install_package,zsh,zsh)

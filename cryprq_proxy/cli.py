@@ -25,6 +25,7 @@ from .base.log import describe, one_line, setup, write_behind
 from .base.program import PROGRAM, to_run
 from .commands import completion, control, dashboard, doctor, explain, keys, pairing, run, tun
 from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
+from .commands.connect import command as connect
 from .commands.desktop import command as desktop
 from .commands.status import command as status
 from .errors import ConfigError, CryprqError
@@ -215,6 +216,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     dashboard.dashboard,
     doctor.doctor,
     explain.explain,
+    connect.connect,
     completion.completion,
     tun.pause,
     tun.confirm,

@@ -41,6 +41,7 @@ from .urls import PeerUrl, parse_listen, parse_listen_or_off, parse_upstream
 type CarrierChoice = Literal["auto", "tcp", "udp"]
 
 NO_MEMORY: Final = EndpointMemory()
+DEFAULT_LISTEN: Final = Destination("127.0.0.1", 1080)
 DEFAULT_ADMIN: Final = Destination("127.0.0.1", 1081)
 _ADMIN: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:1081", a port, or "off"', integers=True)
 _LISTEN: Final = Text(parse_listen, 'a string like "127.0.0.1:1080", or a port', integers=True)
@@ -58,7 +59,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     """All settings of the client. Raises ConfigError for unsafe combinations."""
 
     peer: Annotated[tuple[PeerUrl, ...], PEER] = ()
-    listen: Annotated[Destination, _LISTEN] = Destination("127.0.0.1", 1080)
+    listen: Annotated[Destination, _LISTEN] = DEFAULT_LISTEN
     user: Annotated[Credentials | None, _USER] = None
     user_file: Annotated[Path | None, path()] = None
     upstream: Annotated[UpstreamProxy | None, _UPSTREAM] = None
