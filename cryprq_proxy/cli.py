@@ -222,6 +222,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     tun.confirm,
     tun.leaktest,
     tun.cleanup,
+    tun.lockdown,
     desktop.pac,
     desktop.env,
     desktop.system_proxy,

@@ -160,10 +160,12 @@ class DeviceStatus(Struct, kw_only=True, frozen=True):
 
 
 class KillSwitchStatus(Struct, kw_only=True, frozen=True):
-    """`standing` is False after another program removed it. For `paused` more seconds it lets everything out."""
+    """`standing` is False after another program removed it. For `paused` more seconds it lets everything out. With
+    `lockdown` a block stands while no client runs."""
 
     on: bool = False
     standing: bool = False
+    lockdown: bool = False
     paused: int = 0
     kept_in: Counts = {}
 

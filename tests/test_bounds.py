@@ -90,7 +90,7 @@ from tun import exit_network, journal
 from tun.device import device, linux, urgent
 from tun.dns import cache, framed, https, lan_server
 from tun.dns import server as dns_server
-from tun.firewall import inbound
+from tun.firewall import inbound, lockdown
 from tun.resolver import known_addresses, resolvconf
 from tun.routing import address_pool, lan
 
@@ -581,6 +581,7 @@ REACHED = {
     "addresses of an exit's name kept on disk": [
         "tun/resolver/test_known_addresses.py::test_what_is_learned_is_known_at_the_next_start"
     ],
+    "the filter of lockdown": ["tun/firewall/test_lockdown.py::test_a_file_without_end_takes_no_place"],
     "the journal": ["tun/test_journal.py::test_a_full_journal_takes_no_more"],
     "connections from outside that go on past the tunnel": [
         "tun/firewall/test_inbound.py::test_a_flood_of_connections_is_bounded"
@@ -943,6 +944,7 @@ NUMBERS: dict[str, list[float]] = {
         host_configuration.MAX_SEARCH,
     ],
     "addresses of an exit's name kept on disk": [known_addresses.MAX_ADDRESSES],
+    "the filter of lockdown": [lockdown.MAX_SIZE],
     "the journal": [journal.MAX_JOURNAL],
     "LAN prefixes that get a rule": [lan.MAX_PREFIXES],
     "connections from outside that go on past the tunnel": [inbound.MOST],

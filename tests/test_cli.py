@@ -323,7 +323,10 @@ def test_system_wide_mode_needs_root(
 def test_cleanup_goes_to_the_state_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryprq_proxy.service.system_wide.clean_up", lambda state, say: say(f"in {state}"))
+    monkeypatch.setattr(
+        "cryprq_proxy.service.system_wide.clean_up",
+        lambda state, say, *, lift: say(f"in {state}{', all of it' if lift else ''}"),
+    )
     assert run_command(["cleanup"]) == 0
-    assert run_command(["cleanup", "--state-dir", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"in {STATE}\nin {tmp_path}\n"
+    assert run_command(["cleanup", "--state-dir", str(tmp_path), "--all"]) == 0
+    assert capsys.readouterr().out == f"in {STATE}\nin {tmp_path}, all of it\n"

@@ -19,6 +19,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 
 from . import exit_network, sysctl
 from .firewall import nft
+from .firewall.lockdown import Lockdown, forget_mark
 from .firewall.nft import CLIENT, EXIT
 from .journal import Journal, JournalInUse, Undoer, undo
 from .resolver.recovery import recover
@@ -28,8 +29,9 @@ from .settings import CLIENT_JOURNAL, EXIT_JOURNAL
 from .tunnel import undoers
 
 
-def clean(state: Path) -> list[str]:
-    """Undo everything, and return in words what it was.
+def clean(state: Path, *, lift: bool = False) -> list[str]:
+    """Undo everything, and return in words what it was. Where lockdown is on, its filter stands afterwards, unless it
+    is to `lift`.
 
     Raises CryprqError for what could not be undone, when all else is undone, and ConfigError while a role runs.
     """
@@ -37,12 +39,14 @@ def clean(state: Path) -> list[str]:
         raise ConfigError(f"{state}, which should be the state directory, is no directory")
     work = CleaningUp()
     with leftovers.cleaning_up():
+        if lift:
+            work.try_to(partial(_lift, state))
         known = {
             CLIENT: _undo_journal(work, state / CLIENT_JOURNAL, undoers(state)),
             EXIT: _undo_journal(work, state / EXIT_JOURNAL, exit_network.UNDO),
         }
         by_mark: dict[str, list[Callable[[], str]]] = {
-            CLIENT: [partial(_resolver, state), _routing, partial(_table, CLIENT)],
+            CLIENT: [partial(_resolver, state), _routing, partial(_client_table, Lockdown(state))],
             EXIT: [_pool_routes, partial(_table, EXIT)],
         }
         for table, steps in by_mark.items():
@@ -114,6 +118,27 @@ def _routing() -> str:
 
 def _pool_routes() -> str:
     return "routes to clients" if delete_pool_routes() else ""
+
+
+def _client_table(lockdown: Lockdown) -> str:
+    if lockdown.on:
+        lockdown.stand()
+        return ""
+    if leftovers.lockdown():
+        # Its file is elsewhere, or somebody has removed it by hand.
+        raise ConfigError(
+            f"lockdown is on, so the packet filter stands, but {lockdown.file} is not there: name its directory with "
+            "--state-dir, or lift the block with --all"
+        )
+    return _table(CLIENT)
+
+
+def _lift(state: Path) -> str:
+    marked = leftovers.lockdown()
+    was_on = Lockdown(state).turn_off()
+    if marked:
+        forget_mark()
+    return "lockdown" if was_on or marked else ""
 
 
 def _table(table: str) -> str:

@@ -114,7 +114,7 @@ class Journal:
         self._entries: list[Entry] = []
         self._size = 0
         with contextlib.ExitStack() as undone, _readable(path):
-            _own_directory(path.parent)
+            own_directory(path.parent)
             self._lock = _open(path.with_name(path.name + ".lock"))
             undone.callback(os.close, self._lock)
             self._take_lock()
@@ -263,7 +263,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise ConfigError(f"the journal {path} cannot be used: {reason_of(error)}") from error
 
 
-def _own_directory(directory: Path) -> None:
+def own_directory(directory: Path) -> None:
     """Make it where it is missing. Raises ConfigError where other users can change its content; OSError."""
     if not directory.exists():
         directory.mkdir(mode=0o700, parents=True)

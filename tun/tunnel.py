@@ -44,6 +44,7 @@ from .firewall import nft
 from .firewall.cgroups import check_cgroups, parts_of
 from .firewall.filter_settings import ExitEndpoint
 from .firewall.kill_switch import KillSwitch
+from .firewall.lockdown import Lockdown
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface
 from .journal import Journal, Undoer, undo
@@ -68,7 +69,12 @@ RESOLVING_SECONDS: Final = 20.0
 
 def undoers(state: Path) -> dict[str, Undoer]:
     """How each kind of entry in the client's journal is undone."""
-    return {**nft.UNDO, **sysctl.UNDO, **routes.UNDO, **resolver.undoers(state=state)}
+    return {
+        **Lockdown(state).undoers(),
+        **sysctl.UNDO,
+        **routes.UNDO,
+        **resolver.undoers(state=state),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +108,15 @@ class TunnelPlan:
         settings = self.settings
         return await resolver.choose(journal.record, leave=settings.leave_resolver, state=settings.state)
 
-    async def known_addresses(self, journal: Journal) -> KnownAddresses:
-        """The addresses of the exits' names: the last ones, or present ones where no run has left a filter.
+    async def known_addresses(self, journal: Journal, *, closed: bool) -> KnownAddresses:
+        """The addresses of the exits' names: the last ones, or present ones where no filter is `closed`.
 
         Only then a resolver on this machine gets out. Raises ConfigError.
         """
         settings = self.settings
         names = {exit.host for exit in self.exits if not exit.is_ip}
         known = KnownAddresses.load(settings.state / FILE, names)
-        if names and not journal.entries():
+        if names and not closed and not journal.entries():
             system_resolver = await self.resolver(journal)
             await resolve_early(names, system_resolver.upstreams(), known, mark=settings.mark)
         return known
@@ -164,6 +170,11 @@ class Tunnel:
     async def start(cls, plan: TunnelPlan) -> Tunnel:
         """Close the filter. Raises ConfigError, with nothing changed, where this machine lacks something."""
         settings = plan.settings
+        if Lockdown(settings.state).on and not settings.kill_switch:
+            raise ConfigError(
+                "--kill-switch off lets everything out, which lockdown is to hold in: leave it out, or call "
+                + leftovers.LOCKDOWN_LIFTS
+            )
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / CLIENT_JOURNAL)
             stack.callback(journal.close)
@@ -177,7 +188,7 @@ class Tunnel:
             device = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
             stack.callback(device.close)
             lan = await read_lan(settings.device)
-            known = await plan.known_addresses(journal)
+            known = await plan.known_addresses(journal, closed=left_closed)
             ending = JournalEnding(journal, settings, fail_closed=left_closed)
             stack.push(ending.undo)
             kill_switch = KillSwitch(
@@ -325,11 +336,13 @@ class Tunnel:
 
 
 class JournalEnding:
-    """Undoes the journal at the end. After a failure the kill switch may stay."""
+    """Undoes the journal at the end. After a failure the kill switch may stay; while lockdown is on, its block stands
+    after every end."""
 
     def __init__(self, journal: Journal, settings: TunnelSettings, *, fail_closed: bool) -> None:
         self._journal = journal
         self._undoers = undoers(settings.state)
+        self._lockdown = Lockdown(settings.state)
         self._kill_switch = settings.kill_switch
         self.fail_closed = fail_closed
 
@@ -337,6 +350,12 @@ class JournalEnding:
         """As __exit__. Raises CryprqError for what could not be undone."""
         if failure[0] is None or not self.fail_closed or not self._kill_switch:
             undo(self._journal, self._undoers)
+            if self._lockdown.on:
+                _log.warning("%s", leftovers.LOCKDOWN_STANDS)
+            return
+        if self._lockdown.on:
+            self.undo_all_but(set(), "not everything could be undone")
+            _log.warning("%s", leftovers.LOCKDOWN_STANDS)
             return
         self.undo_all_but({nft.KIND}, "not everything could be undone")
         _log.warning(

@@ -3,6 +3,7 @@
     marks of a client   routing rules with our protocol number      any user can read them
                         the header of /etc/resolv.conf              any user
                         the table of the packet filter              root only
+    lockdown            an empty table of the packet filter         root; all others see its unit
     marks of an exit    routes with its protocol number             any user
                         the table of the packet filter              root only
     sign of life        an abstract socket of the role's process    any user
@@ -24,6 +25,7 @@ import struct
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Final, Literal
 
 from ..errors import ConfigError
@@ -41,6 +43,20 @@ RESOLV_CONF_HEADER: Final = "# cryprq-proxy "
 """The first line of our resolv.conf begins so."""
 TABLES: Final[dict[Role, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
 """Our tables of the packet filter, of family inet."""
+LOCKDOWN: Final = "cryprq_lockdown"
+"""One more, empty: it stands from `lockdown on` to `lockdown off`."""
+LOCKDOWN_UNIT: Final = "cryprq-lockdown.service"
+UNIT_DIRECTORY: Final = Path("/etc/systemd/system")
+LOCKDOWN_WANTED: Final = UNIT_DIRECTORY / "sysinit.target.wants" / LOCKDOWN_UNIT
+"""Stands while the unit is enabled; every user can see it."""
+LOCKDOWN_LIFTS: Final = to_run_as_root("lockdown off")
+LOCKDOWN_STANDS: Final = (
+    f"lockdown is on, so nothing gets out until --tun runs: start it, or lift the block: {LOCKDOWN_LIFTS}"
+)
+LOCKDOWN_LOST: Final = (
+    "lockdown is on, but another program has removed its filter; to put it back: "
+    + to_run_as_root("lockdown on")
+)
 REMEDY: Final = f"start it again, or {to_run_as_root('cleanup')}"
 KILL_SWITCH_STANDS: Final = f"the kill switch of an earlier --tun stands: {REMEDY}"
 
@@ -175,7 +191,14 @@ def _name(name: str) -> str:
 def left_by_client() -> str:
     """What to say where a client that was killed has left something; empty where none has."""
     left = marks("client")
+    if lockdown() and holder("client") is None:
+        return "; ".join(filter(None, (said_of_lockdown(), has_left(left) if left else "")))
     return KILL_SWITCH_STANDS if kill_switch_in(left) else has_left(left) if left else ""
+
+
+def said_of_lockdown() -> str:
+    """What to say while lockdown is on and no client lives."""
+    return LOCKDOWN_LOST if table_stands("client") is False else LOCKDOWN_STANDS
 
 
 def left_by_any() -> str:
@@ -200,8 +223,11 @@ def marks(role: Role) -> tuple[str, ...]:
         return ()
     tables = _tables()
     found = [_FILTER[role]] if tables is not None and TABLES[role] in tables else []
+    if role == "client" and lockdown():
+        # That it stands is as it should be.
+        found.clear()
     if role == "client":
-        rules = _RULES_ALONE_SEEN if tables is None else _RULES
+        rules = _RULES_ALONE_SEEN if tables is None and not lockdown() else _RULES
         found += [rules] if _has_rules() else []
         found += [RESOLV_CONF] if has_header() else []
     elif _has_routes():
@@ -216,6 +242,12 @@ def table_stands(role: Role) -> bool | None:
     """
     tables = _tables()
     return None if tables is None else TABLES[role] in tables
+
+
+def lockdown() -> bool:
+    """Whether `lockdown on` is in force in this network namespace, as far as this user can see."""
+    tables = _tables()
+    return LOCKDOWN in tables if tables is not None else os.path.lexists(LOCKDOWN_WANTED)
 
 
 def _has_rules() -> bool:

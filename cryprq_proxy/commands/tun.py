@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ..base.leftovers import holder
+from ..base.leftovers import lockdown as locked_down
 from ..errors import ConfigError, CryprqError
 from ..process.actions import MAX_PAUSE
-from .common import FILE, ask, ask_status, config_option, control_sockets, seconds
+from .common import FILE, act_for, ask, ask_status, config_option, control_sockets, seconds
 
 if TYPE_CHECKING:
     from ..config.tun import TunTable
@@ -24,7 +26,14 @@ _SHOWN: Final = 3
 _STDIN: Final = 0
 
 
-def ask_before_cutting(table: TunTable) -> None:
+_OF_A_START: Final = (
+    "this start",
+    "--inbound keep lets them live, --confirm 60 undoes everything unless you confirm",
+)
+_OF_LOCKDOWN: Final = "lockdown", 'inbound = "keep" in [tun] lets them live'
+
+
+def ask_before_cutting(table: TunTable, words: tuple[str, str] = _OF_A_START) -> None:
     """Let the person decide where a start ends connections from outside, and with them perhaps the shell.
 
     Without a terminal, as under a service manager, one line of the log says it. Raises CryprqError for a no.
@@ -35,14 +44,11 @@ def ask_before_cutting(table: TunTable) -> None:
     if not ends:
         return
     more = f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
-    text = (
-        f"this start ends connections to this machine from {', '.join(ends[:_SHOWN])}{more}: --inbound keep lets them "
-        "live, --confirm 60 undoes everything unless you confirm"
-    )
+    text = f"{words[0]} ends connections to this machine from {', '.join(ends[:_SHOWN])}{more}: {words[1]}"
     if not _at_terminal():
         _log.warning("%s", text)
-    elif not click.confirm(f"{text}. Start nevertheless?", err=True):
-        raise CryprqError("not started; nothing was changed")
+    elif not click.confirm(f"{text}. Go on nevertheless?", err=True):
+        raise CryprqError("not done; nothing was changed")
 
 
 def _at_terminal() -> bool:
@@ -97,7 +103,9 @@ def leaktest(as_json: bool, target: tuple[str, ...], hold: int | None, config: P
     try:
         running = ask_status(sockets)
     except CryprqError as error:
-        raise ConfigError(str(error)) from None
+        if not locked_down():
+            raise ConfigError(str(error)) from None
+        running = []
     code, table, plain = leak_test(running, target, held)
     click.echo(json.dumps(plain, indent=2) if as_json else table)
     raise click.exceptions.Exit(code)
@@ -107,9 +115,66 @@ def leaktest(as_json: bool, target: tuple[str, ...], hold: int | None, config: P
 @click.option(
     "--state-dir", type=FILE, metavar="D", help="Where the journal is (default: /var/lib/cryprq-proxy)."
 )
-def cleanup(state_dir: Path | None) -> None:
-    """Undo what --tun has changed on this machine, after a crash. Harmless at any other time."""
+@click.option("--all", "lift", is_flag=True, help="Turn lockdown off as well, so that everything gets out.")
+def cleanup(state_dir: Path | None, lift: bool) -> None:
+    """Undo what --tun has changed on this machine, after a crash. Harmless at any other time.
+
+    While lockdown is on its block stays, without --all.
+    """
     from ..config.tun import STATE
     from ..service.system_wide import clean_up
 
-    clean_up(state_dir or STATE, click.echo)
+    clean_up(state_dir or STATE, click.echo, lift=lift)
+
+
+@click.command()
+@click.argument("state", metavar="on|off", type=click.Choice(["on", "off"]))
+@click.option("--yes", is_flag=True, help="Do not ask before connections from outside, as by ssh, are ended.")
+@config_option
+def lockdown(state: str, yes: bool, config: Path | None) -> None:
+    """Let nothing out while --tun does not run, from before the network comes at each boot; as root.
+
+    DHCP and, as [tun] in the configuration says, the local network are reached nevertheless. A stop of the client and
+    `cleanup` leave the block; `lockdown off` and `cleanup --all` lift it.
+    """
+    if state == "on":
+        _lock_down(config, ask_first=not yes)
+    else:
+        from ..service.system_wide import lift_lockdown
+
+        lift_lockdown(_state_dir(config), click.echo)
+
+
+def _lock_down(config: Path | None, *, ask_first: bool) -> None:
+    from msgspec.structs import replace
+
+    from ..base.file_access import open_list
+    from ..base.progress import bar, unseen
+    from ..config.client import load_client
+    from ..config.foreign import only_harmless
+    from ..rules.engine import load_rules
+    from ..service.system_wide import lock_down
+
+    act_for(config)
+    settings = only_harmless(load_client(config))
+    unread = settings.rules()
+    with (bar if any(rule.lists for rule in unread) else unseen)("reading lists") as report:
+        rules = load_rules(unread, settings.default, progress=report, opener=open_list)
+    if ask_first and holder("client") is None:
+        ask_before_cutting(replace(settings.tun, confirm=0.0), _OF_LOCKDOWN)
+    lock_down(settings, rules, click.echo)
+
+
+def _state_dir(config: Path | None) -> Path:
+    """That of the configuration, or the usual one where there is no valid configuration: what is lifted needs none."""
+    from ..config.client import load_client
+    from ..config.foreign import only_harmless
+    from ..config.tun import STATE
+
+    try:
+        act_for(config)
+        return only_harmless(load_client(config)).tun.state_dir
+    except ConfigError:
+        if config is not None:
+            raise
+        return STATE

@@ -270,6 +270,9 @@ async def leftovers(context: Context) -> CheckVerdict:
             with contextlib.suppress(OSError):
                 if journal.stat().st_size:
                     left.append(f"the journal {journal}")
+    if "client" in dead and marks.lockdown():
+        more = f"; {marks.has_left(left)}" if left else ""
+        return fail(f"{marks.said_of_lockdown()}{more}", marks.LOCKDOWN_LIFTS)
     if left:
         stands = f"{marks.KILL_SWITCH_STANDS} (it has left {', '.join(left)})"
         return fail(stands if marks.kill_switch_in(left) else marks.has_left(left), to_run_as_root("cleanup"))

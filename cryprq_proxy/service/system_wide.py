@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..base import leftovers
 from ..base.program import to_run
 from ..config.client import ClientConfig
 from ..config.exit import ExitConfig
@@ -24,6 +25,7 @@ from ..exit.egress_policy import EgressPolicy
 from ..rules.engine import RuleSet
 from ..rules.ranges import IPNetwork, without
 from ..status import ClientStatus, Status, TunStatus
+from . import lockdown_unit
 
 if TYPE_CHECKING:
     from tun.exit_network import ExitNetwork
@@ -124,16 +126,58 @@ def start_network(config: ExitConfig, policy: EgressPolicy) -> Awaitable[ExitNet
     return ExitNetwork.start(exit_network_settings(config.tun), policy)
 
 
-def clean_up(state: Path, say: Callable[[str], None]) -> None:
-    """Undo what a process that was killed has left of either role. Raises CryprqError.
+def clean_up(state: Path, say: Callable[[str], None], *, lift: bool = False) -> None:
+    """Undo what a process that was killed has left of either role; lockdown too, if it is to `lift`.
 
-    Needs no configuration. Does nothing, and says so, where nothing is left.
+    Raises CryprqError. Needs no configuration. Does nothing, and says so, where nothing is left.
     """
     _need_linux_and_root("cleanup")
     from tun.cleanup import clean
 
-    done = clean(state)
+    done = clean(state, lift=lift)
+    if lift:
+        lockdown_unit.remove()
     say(f"undone: {', '.join(done)}" if done else "nothing was left to undo")
+    if leftovers.lockdown():
+        say(leftovers.LOCKDOWN_STANDS)
+
+
+# --- lockdown ---
+
+
+def lock_down(config: ClientConfig, rules: RuleSet, say: Callable[[str], None]) -> None:
+    """Hold everything in from now on while no client runs, from before the network comes. Raises CryprqError."""
+    _need_linux_and_root("lockdown")
+    plan = make_tunnel(config, rules)
+    from tun.firewall import nft
+    from tun.firewall.lockdown import FILE
+    from tun.firewall.lockdown_switch import turn_on
+
+    file = config.tun.state_dir / FILE
+    # First, as it does nothing without the file: so a boot finds both or none.
+    manager = lockdown_unit.install(file, nft.program())
+    stands = asyncio.run(turn_on(plan.settings, plan.exits, plan.policy))
+    say(
+        "lockdown is on: nothing gets out until --tun runs"
+        if stands
+        else "lockdown is on: when the client that runs has ended, nothing gets out until --tun runs again"
+    )
+    if not manager:
+        say(
+            f"no systemd runs here, so nothing loads it at a boot: call nft -f {file} before the network comes"
+        )
+
+
+def lift_lockdown(state: Path, say: Callable[[str], None]) -> None:
+    """The end of it. Works without a configuration, and where only a part of it is there. Raises CryprqError."""
+    _need_linux_and_root("lockdown")
+    from tun.firewall.lockdown_switch import turn_off
+
+    was_on = turn_off(state)
+    lockdown_unit.remove()
+    say("lockdown is off" if was_on else "lockdown was off already")
+    if left := leftovers.left_by_client():
+        say(left)
 
 
 # --- leak test ---
@@ -157,8 +201,9 @@ def leak_test(
     """Send canaries and watch where they go: the exit code (1 on a leak), a table, and the same as plain values.
 
     `running` are the roles that run here. `to` are the addresses to send to instead of the usual ones. `held` are flows
-    from before (`hold_flows`), which are tested as well. Takes some seconds. Raises ConfigError without root, without a
-    running client in system-wide mode, and where a setting lets this test itself past the tunnel.
+    from before (`hold_flows`), which are tested as well. Takes some seconds. Raises ConfigError without root, where
+    neither a client runs in system-wide mode nor lockdown is on, and where a setting lets this test itself past the
+    tunnel.
     """
     addresses = [_literal(text) for text in to]
     _need_linux_and_root("leaktest")
@@ -166,21 +211,28 @@ def leak_test(
     from tun.leaktest.report import plain, render
 
     tun = next((role.tun for role in running if isinstance(role, ClientStatus) and role.tun), None)
-    if tun is None:
+    exits: Sequence[tuple[str, int]]
+    allowed: Sequence[IPNetwork]
+    if tun is not None:
+        try:
+            exits = [(str(ip_address(host)), port) for host, port in tun.exits]
+            allowed = list(_let_out(tun))
+        except ValueError:
+            raise ConfigError("the client is of another version: restart it, then test") from None
+    elif leftovers.lockdown():
+        from tun.leaktest.locked import let_out
+
+        exits, allowed = let_out()
+    else:
         raise ConfigError(
             f"no client in system-wide mode is running: start {to_run('--tun')} first, then test"
         )
-    try:
-        exits = [(str(ip_address(host)), port) for host, port in tun.exits]
-        allowed = list(_let_out(tun))
-    except ValueError:
-        raise ConfigError("the client is of another version: restart it, then test") from None
     report = asyncio.run(
         leakprobe.run(
-            tunnel=_tunnel_of(tun),
+            tunnel=leakprobe.NO_TUNNEL if tun is None else _tunnel_of(tun),
             exits=exits,
             allowed=allowed,
-            targets=_canary_targets(addresses, devices=list(tun.uplinks)),
+            targets=_canary_targets(addresses, devices=list(tun.uplinks) if tun else ()),
             held=held,
         )
     )

@@ -266,6 +266,7 @@ def _tun(tun: TunStatus) -> Iterator[Metric]:
     if tun.device is not None:
         yield from _device(tun.device)
     yield from _gauge("kill_switch_active", "Whether the kill switch stands.", switch.on and switch.standing)
+    yield from _gauge("lockdown", "Whether a block stands while no client runs.", switch.lockdown)
     yield from _counters(
         "kill_switch_packets",
         "Packets that the kill switch kept in.",

@@ -163,6 +163,43 @@ def test_what_is_left_is_named(
     assert leftovers.left_by_client() == said
 
 
+CRASHED = f"an earlier --tun has left {RULES}: {leftovers.REMEDY}"
+
+
+@pytest.mark.parametrize(
+    ("tables", "unit", "rules", "said"),
+    [
+        ({"cryprq", "cryprq_lockdown"}, False, False, leftovers.LOCKDOWN_STANDS),
+        ({"cryprq", "cryprq_lockdown"}, False, True, f"{leftovers.LOCKDOWN_STANDS}; {CRASHED}"),
+        ({"cryprq_lockdown"}, False, False, leftovers.LOCKDOWN_LOST),
+        ({"cryprq"}, True, False, leftovers.KILL_SWITCH_STANDS),
+        # Without root nobody sees the tables, but the unit.
+        (None, True, False, leftovers.LOCKDOWN_STANDS),
+        (None, True, True, f"{leftovers.LOCKDOWN_STANDS}; {CRASHED}"),
+    ],
+)
+def test_lockdown_is_no_leftover(
+    tables: set[str] | None,
+    unit: bool,
+    rules: bool,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    wanted = tmp_path / leftovers.LOCKDOWN_UNIT
+    if unit:
+        wanted.symlink_to("/nowhere")
+    monkeypatch.setattr(leftovers, "LOCKDOWN_WANTED", wanted)
+    monkeypatch.setattr(leftovers, "holder", lambda role: None)
+    monkeypatch.setattr(leftovers, "_tables", lambda: tables)
+    monkeypatch.setattr(leftovers, "_has_rules", lambda: rules)
+    monkeypatch.setattr(leftovers, "has_header", lambda: False)
+    assert leftovers.left_by_client() == said
+    assert not leftovers.kill_switch_in(leftovers.marks("client")) or said == leftovers.KILL_SWITCH_STANDS
+    monkeypatch.setattr(leftovers, "holder", lambda role: 7)
+    assert leftovers.left_by_client() == ""
+
+
 @pytest.mark.parametrize(
     ("tables", "routes", "said"),
     [

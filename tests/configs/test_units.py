@@ -20,7 +20,9 @@ from tests.support.pairs import Setup, echo, proxy_port
 from tests.support.processes import Program, echo_server, socks_connect
 
 CONFIGS = ROOT / "configs"
-UNITS = sorted(CONFIGS.glob("*.service"))
+LOCKDOWN = CONFIGS / "cryprq-lockdown.service"
+UNITS = [unit for unit in sorted(CONFIGS.glob("*.service")) if unit != LOCKDOWN]
+"""Those that start this program."""
 DROP_IN = CONFIGS / "cryprq-exit-tun.conf"
 PROGRAM = "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"
 
@@ -30,6 +32,7 @@ WORST = {
     "cryprq-client-tun.service": 2.4,
     "cryprq-proxy-user.service": 6.5,
     "cryprq-exit.service with tun.conf": 2.4,
+    "cryprq-lockdown.service": 2.4,
 }
 """`systemd-analyze security`: the exposure of each, from 0 to 10, and not above this. A user's own manager can enforce
 few of the options that are counted."""
@@ -128,6 +131,22 @@ def test_packets_take_few_capabilities_and_one_device(unit: Path, capabilities: 
     found = settings(unit)
     assert found["CapabilityBoundingSet"] == [capabilities]
     assert (found["DevicePolicy"], found["DeviceAllow"]) == (["closed"], ["/dev/net/tun rw"])
+
+
+def test_lockdown_stands_before_any_network_and_outlives_its_unit() -> None:
+    found = settings(LOCKDOWN)
+    assert found["DefaultDependencies"] == ["no"], "else it would wait for what comes after sysinit.target"
+    assert "network-pre.target" in found["Before"][0].split() and found["Wants"] == ["network-pre.target"]
+    assert found["After"] == found["PartOf"] == found["ReloadPropagatedFrom"] == ["nftables.service"]
+    assert found["WantedBy"] == ["sysinit.target"]
+    assert (found["Type"], found["RemainAfterExit"]) == (["oneshot"], ["yes"])
+    assert not {"ExecStop", "ExecStopPost", "Requires", "BindsTo"} & found.keys()
+    # This would wait for systemd-tmpfiles-setup.service, and let the network wait too.
+    assert "PrivateTmp" not in found
+    wanted = {*EVERYWHERE, *OF_THE_SYSTEM} - {"PrivateTmp"}
+    assert {key: found.get(key) for key in wanted} == {key: ["yes"] for key in wanted}
+    assert found["CapabilityBoundingSet"] == ["CAP_NET_ADMIN"]
+    assert "AF_NETLINK" in found["RestrictAddressFamilies"][0]
 
 
 @pytest.mark.process

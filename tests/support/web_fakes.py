@@ -211,7 +211,13 @@ TUN = {
         "written_bytes": 20_000, "drops": {"no_link": 3},
     },
     "addresses": ["10.44.0.2", "fd44::2"],
-    "kill_switch": {"on": True, "standing": True, "paused": 0, "kept_in": {"dns": 12, "other": 4}},
+    "kill_switch": {
+        "on": True,
+        "standing": True,
+        "lockdown": True,
+        "paused": 0,
+        "kept_in": {"dns": 12, "other": 4},
+    },
     "dns": {
         "resolver": "systemd-resolved", "in_use": "the exit's resolver", "cache_entries": 212,
         "counters": {"questions": 4120, "cache_hits": 2870, "blocked": 611, "stale": 4, "failures": 2},

@@ -31,6 +31,9 @@ from tun.device.linux import MIN_MTU, Tun
 from tun.dns.names import from_text
 from tun.firewall import kill_switch, nft
 from tun.firewall.filter_settings import FilterSettings
+from tun.firewall.inbound import NOT_KEPT
+from tun.firewall.lockdown import AtRest
+from tun.firewall.marks import FIRST_MARKS
 from tun.journal import Journal
 from tun.resolver.known_addresses import KnownAddresses
 from tun.routing.exit_endpoints import MAX_ADDRESSES
@@ -155,6 +158,9 @@ class FakeFilter:
     def ended(self) -> Callable[[], object]:
         """As if conntrack were empty."""
         return lambda: 0
+
+    def at_rest(self) -> AtRest:
+        return AtRest(self.settings, NOT_KEPT, FIRST_MARKS)
 
     def paused(self) -> int:
         return 3
@@ -552,6 +558,30 @@ async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process_without_
     assert set(machine.journal()) == {nft.KIND}
 
 
+async def test_lockdown_says_after_every_end_that_it_stands(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And then no part of the filter is left to the journal: the block has taken its place."""
+    machine.state.mkdir(mode=0o700)
+    (machine.state / "lockdown.nft").touch(0o600)
+    for error in (None, CryprqError("the exit carries no packets")):
+        wide = Wide(machine)
+        await wide.start()
+        wide.tunnel.fail_closed = error is not None
+        await wide.close(error)
+        assert caplog.messages[-1] == leftovers.LOCKDOWN_STANDS
+        assert machine.take()[-1] == f"undo {nft.KIND}" and machine.journal() == []
+        caplog.clear()
+
+
+async def test_lockdown_and_a_kill_switch_that_is_off_exclude_each_other(machine: Machine) -> None:
+    machine.state.mkdir(mode=0o700)
+    (machine.state / "lockdown.nft").touch(0o600)
+    with pytest.raises(ConfigError, match="lockdown off"):
+        await Wide(machine, kill_switch=False).start()
+    assert machine.steps == []
+
+
 async def test_what_cannot_be_undone_is_kept_for_cleanup(machine: Machine) -> None:
     with Journal(machine.state / CLIENT_JOURNAL) as journal:
         journal.record({"kind": "of_the_future"})
@@ -789,11 +819,13 @@ async def test_a_network_that_comes_with_an_address_of_the_tunnel_brings_another
 # --- the exit's name ---
 
 
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("left", ["", "journal", "table"])
 async def test_a_name_is_asked_for_before_the_filter_closes_unless_one_stands(
-    machine: Machine, left: bool
+    machine: Machine, left: str
 ) -> None:
-    if left:
+    """With a table and no journal, as that of lockdown at a boot."""
+    machine.left_over = left == "table"
+    if left == "journal":
         with Journal(machine.state / CLIENT_JOURNAL) as journal:
             journal.record({"kind": nft.KIND})
     wide = Wide(machine, Destination("exit.example", 4433), EXIT)

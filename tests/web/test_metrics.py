@@ -72,6 +72,7 @@ def test_client() -> None:
     assert values(found["cryprq_tunnel_drops"])[("replay", "home", "lane")] == 1
     assert values(found["cryprq_tunnel_drops"])[("no_link", "home", "device")] == 3
     assert values(found["cryprq_kill_switch_active"]) == {(): 1}
+    assert values(found["cryprq_lockdown"]) == {(): 1}
     assert values(found["cryprq_tun_repairs"]) == {("kill switch",): 2, ("rules of others",): 0}
     assert values(found["cryprq_tun_trouble"]) == {("kill switch",): 0, ("rules of others",): 1}
     assert values(found["cryprq_dns_events"])[("cache_hits",)] == 2870

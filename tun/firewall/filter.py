@@ -33,6 +33,7 @@ from .client_table import COUNTERS, RUN, script
 from .conntrack import Ended, Flow
 from .filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from .inbound import NOT_KEPT, Address, Inbound, observe
+from .lockdown import AtRest
 from .marks import FIRST_MARKS, Marks, reason_of_mark
 from .nft import CLIENT, NO_COUNTS, Ask, Count, NftError, Run, UnreadableAnswer
 from .standing import Standing
@@ -174,6 +175,10 @@ class Filter:
             ),
         )
         return partial(conntrack.delete, ended)
+
+    def at_rest(self) -> AtRest:
+        """What lockdown's filter is made from."""
+        return AtRest(self.settings, self._inbound, self._marks)
 
     def difference(self) -> str:
         """What another program has done to the table, in words; nothing if it stands as written."""

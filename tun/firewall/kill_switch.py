@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -30,6 +31,7 @@ from .cgroups import present
 from .deletions import Deletions
 from .filter import Filter
 from .filter_settings import FilterSettings
+from .lockdown import Lockdown
 from .nft import NftError
 from .policy import Policy
 
@@ -37,6 +39,29 @@ _log = logging.getLogger(__name__)
 
 PAUSE_MARGIN: Final = 0.1
 """Seconds after which a pause that should be over is over in the kernel too."""
+
+
+def before_the_tunnel(
+    settings: TunnelSettings, exits: ExitEndpoints, policy: Policy, lan: Lan
+) -> FilterSettings:
+    """What the filter is made from while there is no tunnel yet, but for excluded cgroups."""
+    return FilterSettings(
+        tun=settings.device,
+        mark=settings.mark,
+        exits=exits.known(),
+        lan=frozenset(lan.prefixes),
+        lan_allowed=settings.lan,
+        guests=frozenset(lan.guests),
+        uplinks=lan.uplinks,
+        excluded=frozenset(settings.exclude),
+        included=frozenset(settings.include),
+        excluded_uids=frozenset(
+            uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
+        ),
+        kill_switch=settings.kill_switch,
+        rules=policy.filter,
+        name_servers=settings.dns.lan_servers,
+    )
 
 
 class KillSwitch(Fact):
@@ -76,7 +101,9 @@ class KillSwitch(Fact):
         self._shut = False
         self._pause_end: asyncio.Task[None] | None = None
         self._deletions = Deletions(self._delete_ended)
+        self._lockdown = Lockdown(settings.state)
         self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
+        self._keep_for_rest()
 
     async def shut(self) -> None:
         """Refuse every further change, and wait for the end of one that is being made."""
@@ -143,31 +170,22 @@ class KillSwitch(Fact):
             self._deletions.soon()
 
     def _update(self) -> bool:
-        return self._filter.update(self._wanted())
+        changed = self._filter.update(self._wanted())
+        self._keep_for_rest()
+        return changed
+
+    def _keep_for_rest(self) -> None:
+        if self._lockdown.on:
+            self._lockdown.keep(self._filter.at_rest())
 
     def _wanted(self) -> FilterSettings:
-        settings, lan = self._settings, self.lan
-        return FilterSettings(
-            tun=settings.device,
-            mark=settings.mark,
-            exits=self.exits.known(),
+        return replace(
+            before_the_tunnel(self._settings, self.exits, self.policy, self.lan),
             tunnel4=self._addresses.ipv4,
             tunnel6=self._addresses.ipv6,
             dns_port=self._dns_port,
-            lan=frozenset(lan.prefixes),
-            lan_allowed=settings.lan,
-            guests=frozenset(lan.guests),
-            uplinks=lan.uplinks,
-            excluded=frozenset(settings.exclude),
-            included=frozenset(settings.include),
-            excluded_uids=frozenset(
-                uid for first, last in settings.exclude_uids for uid in range(first, last + 1)
-            ),
-            excluded_cgroups=present(settings.exclude_cgroups),
-            kill_switch=settings.kill_switch,
-            rules=self.policy.filter,
+            excluded_cgroups=present(self._settings.exclude_cgroups),
             portal_resolvers=self._portal_resolvers(),
-            name_servers=settings.dns.lan_servers,
         )
 
     def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
@@ -216,10 +234,14 @@ class KillSwitch(Fact):
 
     async def look(self) -> str:
         """Compare the table with what was written; follow the resolvers from before, which tell nobody of changes."""
-        found = await self._change(self._filter.difference)
+        found = await self._change(self._difference)
         if not found:
             await self.update()
         return found
+
+    def _difference(self) -> str:
+        self._keep_for_rest()
+        return self._filter.difference()
 
     async def put_back(self) -> None:
         await self._change(self._filter.restore)
@@ -241,6 +263,7 @@ class KillSwitch(Fact):
             return KillSwitchStatus(
                 on=self._settings.kill_switch,
                 standing=self._filter.standing(),
+                lockdown=self._lockdown.on,
                 paused=self._filter.paused(),
                 kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
             )

@@ -227,15 +227,22 @@ def claim(table: str, ours: bool, record: Record, ask: Ask = ask) -> None:
     """
     if ours:
         return
+    standing = refuse_foreign(table, ask)
+    # The block of lockdown is put up without those settings.
+    if standing and not leftovers.lockdown() and (left := lost_settings(table)):
+        _log.warning("%s", left)
+    record({"kind": KIND, "table": table})
+
+
+def refuse_foreign(table: str, ask: Ask = ask) -> bool:
+    """Whether `table` stands. Raises ConfigError where it is another program's, and NftError."""
     standing = exists(table, ask)
     if standing and not is_left_over(table, ask):
         raise ConfigError(
             f'the packet filter already has a table "inet {table}" that this program has not recorded: run '
             f'"{to_run("cleanup")}", or "nft delete table inet {table}" if it is left over'
         )
-    if standing and (left := lost_settings(table)):
-        _log.warning("%s", left)
-    record({"kind": KIND, "table": table})
+    return standing
 
 
 def elements(ask: Ask, title: str) -> list[object]:
@@ -274,13 +281,16 @@ def _forget(dns_port: int) -> None:
     end_tunnel_sockets(tunnels)
 
 
-def remove(table: str) -> None:
-    """Deletes one of TABLES, whether it stands or not. Raises NftError."""
+def remove(table: str, instead: str = "") -> None:
+    """Deletes one of TABLES, whether it stands or not; the script `instead` takes its place in the same transaction.
+
+    Raises NftError; then the table is still there.
+    """
     if table not in TABLES:
         raise ConfigError(f"the journal names the packet filter table {table!r}, which is not this program's")
     if table == CLIENT and exists(CLIENT):
         _forget(FORWARDER_PORT)
-    run(f"add table inet {table}\ndelete table inet {table}\n")
+    run(instead or f"add table inet {table}\ndelete table inet {table}\n")
 
 
 def counts(listed: Iterable[Mapping[str, Any]]) -> dict[str, Count]:

@@ -34,6 +34,8 @@ from .watch import Watch
 
 _log = logging.getLogger(__name__)
 
+NO_TUNNEL: Final = ""
+"""For a test while lockdown alone stands: no interface has this name."""
 SECONDS: Final = 4.0
 """For all canaries together, which are sent at the same time."""
 ROUNDS: Final = 2
@@ -149,7 +151,7 @@ async def run(
 
     Raises ConfigError without root, and where there is no such tunnel.
     """
-    if tunnel not in {name for _, name in socket.if_nameindex()}:
+    if tunnel != NO_TUNNEL and tunnel not in {name for _, name in socket.if_nameindex()}:
         raise ConfigError(f"there is no interface {tunnel}: start {to_run('--tun')} first, then test")
     fresh = canaries(targets or CanaryTargets())
     watch = Watch([*fresh, *(flow.canary for flow in held)], tunnel=tunnel, exits=exits, allowed=allowed)

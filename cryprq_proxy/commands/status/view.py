@@ -254,12 +254,13 @@ def _packets(number: int, direction: str, bytes: int) -> str:
 
 
 def _kill_switch(state: KillSwitchStatus) -> str:
+    lockdown = ", with lockdown" if state.lockdown else ""
     if not state.on:
         shown = "off"
     elif state.standing:
-        shown = "on"
+        shown = f"on{lockdown}"
     else:
-        shown = "on, but another program has removed it: it is being put back"
+        shown = f"on{lockdown}, but another program has removed it: it is being put back"
     if state.paused:
         shown += f", PAUSED for {duration(state.paused)} more"
     kept = nonzero(state.kept_in)

@@ -167,6 +167,7 @@ def test_system_wide_mode() -> None:
     ("state", "text"),
     [
         ({"on": False}, "off"),
+        ({"on": True, "standing": True, "lockdown": True}, "on, with lockdown"),
         ({"on": True, "standing": False}, "on, but another program has removed it: it is being put back"),
         ({"on": True, "standing": True, "paused": 61}, "on, PAUSED for 1 min 1 s more"),
     ],
