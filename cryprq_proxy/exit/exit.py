@@ -40,7 +40,7 @@ from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
 from .listener import ExitListener
 from .peer_session import PeerSession
-from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork
+from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork, Redeemed
 from .sessions import Sessions
 from .settings import ExitSettings
 from .targets import Targets
@@ -142,14 +142,15 @@ class Exit:
             return await self._admit_path(pipe, host, handshake, third)
         established, claim, secret = handshake.result, handshake.joins, handshake.invite
         peer = established.peer
-        if secret is not None and peer not in self._authorized and not self._stopping:
+        invited = True
+        if secret is not None and not self._stopping:
             # An invite that is used up has let a peer in: a connection that breaks meanwhile does not stop it.
-            await asyncio.shield(spawn(self._redeem(secret, peer), "invite"))
+            invited = await asyncio.shield(spawn(self._redeem(secret, peer), "invite"))
         number = 0 if claim is None else claim.path
         keys = first_keys(established.cipher, established.epoch.records, number, dialler=False)
         claimed = None if claim is None else self._claimed(peer, claim, handshake.join_hash)
         entry, proof, epoch = claimed or (None, b"", 0)
-        refusal = self._refusal(peer, entry)
+        refusal = self._refusal(peer, entry) if invited else CloseReason.NOT_AUTHORIZED
         if refusal is not None:
             await self._refuse(pipe, keys, peer, host, refusal, invited=secret is not None)
             return None if refusal is CloseReason.NOT_AUTHORIZED else peer
@@ -271,10 +272,13 @@ class Exit:
         except Exception as error:  # noqa: BLE001  nobody else would end the carrier
             carrier.crash(error)
 
-    async def _redeem(self, secret: bytes, peer: PeerId) -> None:
+    async def _redeem(self, secret: bytes, peer: PeerId) -> bool:
+        """Whether the secret is good for this peer, which is on the list then, unless it has been revoked since."""
         async with self.list_turn:
-            if await self._invites.redeem(secret, peer):
+            redeemed = await self._invites.redeem(secret, peer)
+            if redeemed is Redeemed.NOW:
                 self._authorized |= {peer}
+            return redeemed is not Redeemed.NOT
 
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
         if peer not in self._authorized:

@@ -7,6 +7,7 @@ let peers in that are not listed yet (pairing/invite_store.py).
 from __future__ import annotations
 
 import asyncio
+import enum
 from typing import Final, Protocol
 
 from ..carriers.lane.packet_link import PacketLink
@@ -72,13 +73,24 @@ class NoPacketNetwork(PacketNetwork):
 NO_PACKETS: Final = NoPacketNetwork()
 
 
+class Redeemed(enum.Enum):
+    """What became of the secret of an invite that a peer has shown."""
+
+    NOT = enum.auto()
+    """It is invalid, expired, or another peer has used it."""
+    NOW = enum.auto()
+    """The peer has used it, and is on the list."""
+    BEFORE = enum.auto()
+    """The peer has used it earlier. It may have been revoked since."""
+
+
 class Invites(Protocol):
     """One-time secrets that put a peer on the list."""
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
-        """Use up the invite with this secret (16 bytes) and list `peer`, both on disk when this returns True. False for
-        an invalid, used or expired secret. Never raises."""
-        return False
+    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
+        """Use up the invite with this secret (16 bytes) and list `peer`, both on disk when this returns NOW. Never
+        raises."""
+        return Redeemed.NOT
 
     def close(self) -> None:
         """Redeem nothing more."""

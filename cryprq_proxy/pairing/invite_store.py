@@ -1,10 +1,11 @@
-"""The exit's open invites, the file `invites`: each adds one peer to the list, once, until it expires.
+"""The exit's invites, the file `invites`: each adds one peer to the list, once, until it expires.
 
 One JSON object a line, with the peer's future name, the SHA-256 of the secret, and two times in seconds since 1970. The
 secret is shown once and stored nowhere. It has 128 random bits, so a plain hash is enough: it cannot be guessed.
 
-An invite is redeemed under a lock, and is removed from the file on disk before its peer is let in. Of two attempts
-at the same time exactly one wins, and a crash at any moment leaves no secret that works twice.
+An invite is redeemed under a lock, and in the file on disk it is used before its peer is let in. Of two attempts
+at the same time exactly one wins, and a crash at any moment leaves no secret that lets two peers in. Who has used an
+invite is known until it expires: a client whose connection broke before the verdict shows the same secret again.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from ..base.files import SharedFile
 from ..base.log import one_line
 from ..config.authorized import MAX_NAME, PeersFile, check_name
-from ..crypto.identity import PeerId
+from ..crypto.identity import PEER_ID_LENGTH, PeerId
 from ..crypto.payloads import INVITE_SIZE
 from ..crypto.primitives import Entropy, constant_time_equal, sha256
 from ..errors import ConfigError
+from ..exit.providers import Redeemed
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Invite(Struct, frozen=True, forbid_unknown_fields=True):
     created: Annotated[int, _TIME]
     expires: Annotated[int, _TIME]
     """The invite is invalid from this second on."""
+    peer: Annotated[str, Meta(max_length=PEER_ID_LENGTH)] = ""
+    """The id of the peer that has used it; empty while it is open."""
 
 
 def parse_invites(text: str, file: Path) -> tuple[Invite, ...]:
@@ -58,6 +62,8 @@ def parse_invites(text: str, file: Path) -> tuple[Invite, ...]:
         try:
             invite = msgspec.json.decode(line.encode("utf-8"), type=Invite)
             check_name(invite.name)
+            if invite.peer:
+                PeerId.parse(invite.peer)
         except (msgspec.DecodeError, UnicodeError, RecursionError, ConfigError):
             raise ConfigError(
                 f"{file}: line {number} is not a valid invite; delete that line, or the file with all open invites"
@@ -78,8 +84,8 @@ class InviteStore:
         self._file = SharedFile(file, WHAT)
 
     def open(self, now: float) -> tuple[Invite, ...]:
-        """The invites that can be redeemed now."""
-        return tuple(invite for invite in self._read() if now < invite.expires)
+        """The invites that nobody has used yet."""
+        return tuple(invite for invite in self._valid(now) if not invite.peer)
 
     def create(self, name: str, seconds: int, now: float, entropy: Entropy = secrets.token_bytes) -> bytes:
         """Open an invite for `seconds` and return its secret, 16 bytes. Expired invites are removed."""
@@ -88,12 +94,13 @@ class InviteStore:
             raise ConfigError("an invite is valid for 1 minute to 30 days, as in 30m, 1h or 7d")
         secret = entropy(INVITE_SIZE)
         with self._file.locked():
-            invites = self.open(now)
-            if any(invite.name == name for invite in invites):
+            invites = self._valid(now)
+            opened = [invite for invite in invites if not invite.peer]
+            if any(invite.name == name for invite in opened):
                 raise ConfigError(
                     f"there is an open invite for {one_line(name)} already; withdraw it with: invite --cancel NAME"
                 )
-            if len(invites) >= MAX_OPEN:
+            if len(opened) >= MAX_OPEN:
                 raise ConfigError(
                     f"{MAX_OPEN} invites are open, the most that are allowed; withdraw some first"
                 )
@@ -104,31 +111,40 @@ class InviteStore:
     def cancel(self, name: str, now: float) -> None:
         """Withdraw the open invite of that name; ConfigError if there is none."""
         with self._file.locked():
-            invites = self.open(now)
-            rest = [invite for invite in invites if invite.name != name]
+            invites = self._valid(now)
+            rest = [invite for invite in invites if invite.peer or invite.name != name]
             if len(rest) == len(invites):
                 raise ConfigError(f"there is no open invite for {one_line(name[:MAX_NAME])}")
             self._write(rest)
 
-    def knows(self, secret: bytes, now: float) -> bool:
-        """Whether `redeem` would find it. Takes no lock and writes nothing, so a wrong guess costs little."""
-        return _match(self.open(now), secret) is not None
+    def find(self, secret: bytes, now: float) -> Invite | None:
+        """The invite with this secret, open or used. Takes no lock and writes nothing: a wrong guess costs little."""
+        return _match(self._valid(now), secret)
 
-    def redeem(self, secret: bytes, now: float) -> str | None:
-        """Use up the invite with this secret and return its name. None for a wrong, used, expired or withdrawn one."""
+    def redeem(self, secret: bytes, peer: PeerId, now: float) -> str | None:
+        """Let `peer` use up the invite with this secret, and return its name. None for a wrong, used, expired or
+        withdrawn one."""
         with self._file.locked():
-            invites = self.open(now)
+            invites = self._valid(now)
             found = _match(invites, secret)
-            if found is None:
+            if found is None or found.peer:
                 return None
-            self._write(invite for invite in invites if invite is not found)
+            rest = (invite for invite in invites if invite is not found)
+            self._write((*rest, structs.replace(found, peer=str(peer))))
         return found.name
+
+    def _valid(self, now: float) -> tuple[Invite, ...]:
+        return tuple(invite for invite in self._read() if now < invite.expires)
 
     def _read(self) -> tuple[Invite, ...]:
         return parse_invites(self._file.read(), self._file.path)
 
-    def _write(self, invites: Iterable[Invite]) -> None:
-        self._file.replace("".join(msgspec.json.encode(invite).decode() + "\n" for invite in invites))
+    def _write(self, invites: Sequence[Invite]) -> None:
+        """All that are open, and as many of the used ones as there is room for."""
+        used = [invite for invite in invites if invite.peer]
+        surplus = set(used[: max(0, len(invites) - MAX_OPEN)])
+        kept = (invite for invite in invites if invite not in surplus)
+        self._file.replace("".join(msgspec.json.encode(invite).decode() + "\n" for invite in kept))
 
 
 def _match(invites: Iterable[Invite], secret: bytes) -> Invite | None:
@@ -158,30 +174,33 @@ class Redeemer:
         self._executor = ThreadPoolExecutor(1, "invites")
         self._complaint = ""
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
-        """Whether the invite was valid. If so, it is used up and `peer` is on the list, both on disk."""
+    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
+        """See Invites."""
         loop = asyncio.get_running_loop()
         try:
-            name = await loop.run_in_executor(self._executor, self.redeem_now, secret, peer)
+            redeemed, name = await loop.run_in_executor(self._executor, self.redeem_now, secret, peer)
         except ConfigError as error:
             # Repeated attempts do not fill the log.
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.error("an invite could not be redeemed: %s", error)
-            return False
+            return Redeemed.NOT
         self._complaint = ""
-        if name is not None:
+        if redeemed is Redeemed.NOW:
             _log.info("%s used an invite and is on the list of peers now, as %s", peer, name)
-        return name is not None
+        return redeemed
 
-    def redeem_now(self, secret: bytes, peer: PeerId) -> str | None:
-        """The same, blocking. Returns the peer's name on the list. Raises ConfigError."""
+    def redeem_now(self, secret: bytes, peer: PeerId) -> tuple[Redeemed, str]:
+        """The same, blocking. Returns the peer's name on the list too. Raises ConfigError."""
         now = self._now()
-        if not self._store.knows(secret, now):
-            return None
+        found = self._store.find(secret, now)
+        if found is None:
+            return Redeemed.NOT, ""
+        if found.peer:
+            return Redeemed.BEFORE if found.peer == str(peer) else Redeemed.NOT, ""
         self._peers.read()  # raises for an invalid list before the invite is used up
-        name = self._store.redeem(secret, now)
-        return None if name is None else self._peers.add(peer, name).name
+        name = self._store.redeem(secret, peer, now)
+        return (Redeemed.NOT, "") if name is None else (Redeemed.NOW, self._peers.add(peer, name).name)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -20,6 +20,7 @@ from cryprq_proxy.client.client import Client
 from cryprq_proxy.client.requests import ClientObserver, Early, StreamRequest
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.exit.providers import Redeemed
 from cryprq_proxy.session.path import MAX_EARLY
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_exits import FakeExits
@@ -343,9 +344,9 @@ async def test_an_invite_is_shown_and_its_requests_follow(here: Place, gate: Gat
     """The exit writes the peer into its list before it serves anything."""
     here.exit.authorize(frozenset())
 
-    async def redeem(secret: bytes, peer: object) -> bool:
+    async def redeem(secret: bytes, peer: object) -> Redeemed:
         assert not here.exit.sessions.streams_total
-        return secret == bytes(16)
+        return Redeemed.NOW if secret == bytes(16) else Redeemed.NOT
 
     here.exit._invites.redeem = redeem  # type: ignore[method-assign]
     client = new_client(here, invite=bytes(16))

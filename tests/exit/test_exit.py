@@ -17,7 +17,7 @@ from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerErro
 from cryprq_proxy.exit import exit as exit_module
 from cryprq_proxy.exit.exit import REFUSAL_SECONDS, REFUSALS_LOGGED
 from cryprq_proxy.exit.peer_session import IN_FLIGHT_SECONDS, MOST_PATHS, PeerSession
-from cryprq_proxy.exit.providers import NoPacketNetwork
+from cryprq_proxy.exit.providers import Invites, NoPacketNetwork, Redeemed
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.status import Totals
 from cryprq_proxy.session.wire import StreamProtocol
@@ -189,9 +189,9 @@ class Invited:
         self.secret = secret
         self.asked: list[PeerId] = []
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
         self.asked.append(peer)
-        return secret == self.secret
+        return Redeemed.NOW if secret == self.secret else Redeemed.NOT
 
 
 async def test_an_invite_lists_its_peer_and_is_asked_for_nobody_else() -> None:
@@ -201,8 +201,30 @@ async def test_an_invite_lists_its_peer_and_is_asked_for_nobody_else() -> None:
             await Visit(exit, ALICE).admit(invite=bytes(range(16)))
         await Visit(exit, ALICE).admit(invite=bytes(16))
         await Visit(exit, ALICE).admit()
-        await Visit(exit, BOB).admit(invite=bytes(16))
+        await Visit(exit, BOB).admit()
         assert invites.asked == [ALICE.peer_id] * 2
+
+
+async def test_an_invented_secret_is_refused_to_a_listed_peer_too() -> None:
+    async with open_exit(BOB, invites=Invited(bytes(16))) as exit:
+        with pytest.raises(PeerError) as refused:
+            await Visit(exit, BOB).admit(invite=bytes(range(16)))
+        assert refused.value.reason is CloseReason.NOT_AUTHORIZED
+        await Visit(exit, BOB).admit(invite=bytes(16))
+
+
+async def test_a_secret_that_was_used_before_puts_nobody_on_the_list() -> None:
+    """Its peer may have been revoked since."""
+
+    class Used(Invites):
+        async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
+            return Redeemed.BEFORE
+
+    async with open_exit(BOB, invites=Used()) as exit:
+        await Visit(exit, BOB).admit(invite=bytes(16))
+        for _ in range(2):
+            with pytest.raises(PeerError):
+                await Visit(exit, ALICE).admit(invite=bytes(16))
 
 
 # --- its status ---

@@ -31,7 +31,7 @@ from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.errors import CloseReason, ConfigError, CryprqError, PeerError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import REFUSALS_LOGGED, Exit
-from cryprq_proxy.exit.providers import Invites
+from cryprq_proxy.exit.providers import Invites, Redeemed
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.pairing import invitation as pairing
@@ -437,14 +437,40 @@ async def test_a_revoked_peer_is_out_at_once(tmp_path: Path) -> None:
         assert link.done()
 
 
-async def test_one_who_is_listed_does_not_use_up_an_invite(tmp_path: Path) -> None:
+async def test_one_who_is_let_in_uses_the_invite_up_and_is_listed(tmp_path: Path) -> None:
     async with running(tmp_path) as world:
         laptop = Identity.generate(FAST)
         world.exit.authorize(frozenset([laptop.peer_id]))
         secret = world.store.create("phone", 60, world.now)
         assert await world.comes_in(secret, laptop)
-        assert world.store.knows(secret, world.now)
-        assert world.names() == []
+        assert world.store.open(world.now) == ()
+        assert world.names() == ["phone"]
+        assert not await world.comes_in(secret), "another one"
+
+
+async def test_one_who_is_let_in_cannot_join_with_an_invented_secret(tmp_path: Path) -> None:
+    async with running(tmp_path) as world:
+        laptop = Identity.generate(FAST)
+        world.exit.authorize(frozenset([laptop.peer_id]))
+        assert not await world.comes_in(secrets.token_bytes(16), laptop)
+        assert await world.comes_in(None, laptop)
+
+
+async def test_who_has_used_an_invite_may_show_it_again_until_it_expires_or_is_revoked(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as world:
+        laptop = Identity.generate(FAST)
+        secret = world.store.create("laptop", 60, world.now)
+        assert await world.comes_in(secret, laptop)
+        assert await world.comes_in(secret, laptop)
+        assert world.names() == ["laptop"]
+        world.listed.revoke("laptop")
+        world.exit.authorize(frozenset())
+        assert not await world.comes_in(secret, laptop)
+        world.exit.authorize(frozenset([laptop.peer_id]))
+        world.now += 60
+        assert not await world.comes_in(secret, laptop)
 
 
 async def test_expired_and_withdrawn(tmp_path: Path) -> None:
@@ -493,10 +519,10 @@ async def test_who_breaks_off_is_listed_all_the_same(tmp_path: Path) -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     class Slow(Invites):
-        async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+        async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
             asked.set()
             await answer.wait()
-            return secret == SECRET
+            return Redeemed.NOW if secret == SECRET else Redeemed.NOT
 
     async with running(tmp_path, Slow()) as world:
         laptop = Identity.generate(FAST)

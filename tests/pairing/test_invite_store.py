@@ -18,6 +18,7 @@ from cryprq_proxy.base.files import SharedFile
 from cryprq_proxy.config.authorized import Peer, PeersFile
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.exit.providers import Redeemed
 from cryprq_proxy.pairing.invite_store import (
     MAX_OPEN,
     WHAT,
@@ -42,12 +43,12 @@ def test_an_invite_works_once(store: InviteStore) -> None:
     other = store.create("phone", 3600, NOW)
     assert len(secret) == 16
     assert secret != other
-    assert store.knows(secret, NOW)
-    assert store.redeem(secret, NOW) == "laptop"
-    assert not store.knows(secret, NOW)
-    assert store.redeem(secret, NOW) is None
+    assert store.find(secret, NOW)
+    assert store.redeem(secret, PEER, NOW) == "laptop"
+    assert store.open(NOW)[0].name == "phone"
+    assert store.redeem(secret, PEER, NOW) is None
     assert [invite.name for invite in store.open(NOW)] == ["phone"]
-    assert store.redeem(other, NOW) == "phone"
+    assert store.redeem(other, PEER, NOW) == "phone"
     assert store.open(NOW) == ()
 
 
@@ -69,9 +70,9 @@ def test_the_secret_comes_from_the_entropy(store: InviteStore) -> None:
 
 def test_an_invite_expires(store: InviteStore, tmp_path: Path) -> None:
     secret = store.create("laptop", 60, NOW)
-    assert store.knows(secret, NOW + 59)
-    assert not store.knows(secret, NOW + 60)
-    assert store.redeem(secret, NOW + 60) is None
+    assert store.find(secret, NOW + 59)
+    assert not store.find(secret, NOW + 60)
+    assert store.redeem(secret, PEER, NOW + 60) is None
     assert store.open(NOW + 60) == ()
     store.create("laptop", 60, NOW + 60)  # its name is free again, and it is swept
     assert len((tmp_path / "invites").read_text().splitlines()) == 1
@@ -88,7 +89,7 @@ def test_cancelled(store: InviteStore) -> None:
     with pytest.raises(ConfigError, match="no open invite for phone"):
         store.cancel("phone", NOW)
     store.cancel("laptop", NOW)
-    assert store.redeem(secret, NOW) is None
+    assert store.redeem(secret, PEER, NOW) is None
     with pytest.raises(ConfigError, match="no open invite"):
         store.cancel("laptop", NOW)
 
@@ -103,8 +104,10 @@ def test_names_are_unique_and_the_number_is_bounded(store: InviteStore, tmp_path
     secret = store.create("last", 60, NOW)
     with pytest.raises(ConfigError, match="1000 invites are open"):
         store.create("more", 60, NOW)
-    assert store.redeem(secret, NOW) == "last"
-    store.create("more", 60, NOW)
+    assert store.redeem(secret, PEER, NOW) == "last"
+    store.create("more", 60, NOW)  # and the used one has lost its place
+    assert len((tmp_path / "invites").read_text().splitlines()) == MAX_OPEN
+    assert not store.find(secret, NOW)
 
 
 GOOD = '{"name":"a","hash":"' + "0" * 64 + '","created":0,"expires":2000000000}'
@@ -127,6 +130,7 @@ BROKEN = [
     GOOD.replace("2000000000", str(2**48)),
     GOOD.replace('"created"', '"createt"'),
     GOOD.replace("{", '{"more":1,'),
+    GOOD.replace("{", '{"peer":"aaaa",'),
 ]
 
 
@@ -138,8 +142,8 @@ def test_a_corrupt_file_is_one_sentence_and_lets_nobody_in(line: str, tmp_path: 
     file.write_text(file.read_text() + line + "\n")
     before = file.read_bytes()
     for call in (
-        lambda: store.redeem(secret, NOW),
-        lambda: store.knows(secret, NOW),
+        lambda: store.redeem(secret, PEER, NOW),
+        lambda: store.find(secret, NOW),
         lambda: store.open(NOW),
         lambda: store.create("c", 60, NOW),
         lambda: store.cancel("b", NOW),
@@ -173,9 +177,9 @@ def test_of_many_threads_one_wins(store: InviteStore, tmp_path: Path) -> None:
 
     def race() -> None:
         mine = InviteStore(tmp_path / "invites")
-        assert mine.knows(secret, NOW)
+        assert mine.find(secret, NOW)
         barrier.wait()
-        won.append(mine.redeem(secret, NOW))
+        won.append(mine.redeem(secret, PEER, NOW))
 
     threads = [threading.Thread(target=race) for _ in range(8)]
     for thread in threads:
@@ -200,7 +204,9 @@ def test_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     writers = [context.Process(target=_create, args=(file, first)) for first in (0, 100)]
     for writer in writers:
         writer.start()
-    assert [store.redeem(secret, NOW) for secret in secrets] == [f"mine{number}" for number in range(20)]
+    assert [store.redeem(secret, PEER, NOW) for secret in secrets] == [
+        f"mine{number}" for number in range(20)
+    ]
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
@@ -220,7 +226,7 @@ def test_used_up_before_anybody_is_listed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(KeyboardInterrupt):
         redeemer.redeem_now(secret, PEER)
     monkeypatch.undo()
-    assert redeemer.redeem_now(secret, PEER) is None
+    assert redeemer.redeem_now(secret, PEER) == (Redeemed.BEFORE, "")
     assert PeersFile(tmp_path / "authorized").read() == ()
     redeemer.close()
 
@@ -233,9 +239,10 @@ async def test_a_redeemed_invite_lists_the_peer_under_its_name(tmp_path: Path) -
     listed.write_text(f"{OTHER} laptop\n")
     store, redeemer = InviteStore(beside(listed)), Redeemer(listed, lambda: NOW)
     secret = store.create("laptop", 60, NOW)
-    assert not await redeemer.redeem(bytes(16), PEER)
-    assert await redeemer.redeem(secret, PEER)
-    assert not await redeemer.redeem(secret, PEER)
+    assert await redeemer.redeem(bytes(16), PEER) is Redeemed.NOT
+    assert await redeemer.redeem(secret, PEER) is Redeemed.NOW
+    assert await redeemer.redeem(secret, PEER) is Redeemed.BEFORE
+    assert await redeemer.redeem(secret, OTHER) is Redeemed.NOT
     assert listed.read_text() == f"{OTHER} laptop\n{PEER} laptop-2\n"
     redeemer.close()
 
@@ -249,11 +256,11 @@ async def test_a_broken_list_of_peers_costs_nobody_the_invite(
     secret = store.create("laptop", 60, NOW)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            assert not await redeemer.redeem(secret, PEER)
+            assert await redeemer.redeem(secret, PEER) is Redeemed.NOT
     assert len(caplog.messages) == 1
     assert "authorized: line 1: a peer id has 52 characters" in caplog.messages[0]
     listed.write_text("")
-    assert await redeemer.redeem(secret, PEER)
+    assert await redeemer.redeem(secret, PEER) is Redeemed.NOW
     redeemer.close()
 
 
@@ -269,9 +276,9 @@ def test_ten_thousand_guesses(tmp_path: Path) -> None:
     guesses = [hashlib.sha256(number.to_bytes(4)).digest()[:16] for number in range(10_000)]
     guesses[5000] = bytes(near)
     with SharedFile(beside(listed), WHAT).locked():
-        assert all(redeemer.redeem_now(guess, PEER) is None for guess in guesses)
+        assert all(redeemer.redeem_now(guess, PEER)[0] is Redeemed.NOT for guess in guesses)
     assert mark(beside(listed)) == before
     assert listed.read_text() == "nonsense\n"
     listed.write_text("")
-    assert redeemer.redeem_now(secrets[7], PEER) == "n7"
+    assert redeemer.redeem_now(secrets[7], PEER) == (Redeemed.NOW, "n7")
     redeemer.close()

@@ -30,7 +30,7 @@ from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.exit.exit import Exit
-from cryprq_proxy.exit.providers import NO_PACKETS, NoPacketNetwork, PacketNetwork
+from cryprq_proxy.exit.providers import NO_PACKETS, NoPacketNetwork, PacketNetwork, Redeemed
 from cryprq_proxy.fronts import listener
 from cryprq_proxy.outbound.relays import Patience
 from cryprq_proxy.process import file_watch, lifecycle
@@ -719,10 +719,10 @@ class OnDisk:
         self.reading = threading.Event()
         self._config = config
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> bool:
+    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
         self.listed[peer] = "alice"
         await asyncio.sleep(0)
-        return True
+        return Redeemed.NOW
 
     def close(self) -> None:
         """Nothing is open."""
