@@ -12,10 +12,12 @@ import click
 
 from ..base.log import one_line
 from ..base.program import to_run
+from ..errors import ConfigError
 from .common import FILE, act_for, config_option, refuse_callers_exit
 
 if TYPE_CHECKING:
     from ..config.authorized import PeersFile
+    from ..config.exits import ExitChoice
     from ..crypto.identity import PeerId
     from ..pairing.invitation import ExitHere
     from ..pairing.invite_store import InviteStore
@@ -219,12 +221,19 @@ def _when(moment: float) -> str:
 @click.command()
 @click.argument("uri", metavar="URI")
 @click.option("--name", help="What the exit is called in the configuration.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Do not ask whether the exit may take the place of one at the same address.",
+)
 @click.option("--force", is_flag=True, help="Begin a new configuration; the old file is kept beside it.")
 @click.option(
     "--direct-private", is_flag=True, help="Add a rule: private networks are reached past the exit."
 )
 @click.option("--config", type=FILE, metavar="F", help="The configuration to write (default: client.toml).")
-def join(uri: str, name: str | None, force: bool, direct_private: bool, config: Path | None) -> None:
+def join(
+    uri: str, name: str | None, replace: bool, force: bool, direct_private: bool, config: Path | None
+) -> None:
     """Join an exit with the URI that `cryprq-proxy invite` printed there; - reads it from standard input.
 
     Makes this machine's keys, lets the exit add them to its list, and writes the configuration.
@@ -238,6 +247,8 @@ def join(uri: str, name: str | None, force: bool, direct_private: bool, config: 
     setup("warning")
     invitation = Invitation.parse(sys.stdin.readline(MAX_URI + 1) if uri == "-" else uri)
     planned = plan(invitation, config, name, force, direct_private)
+    if planned.replaces is not None and not replace:
+        _ask_to_replace(planned.replaces, planned.file, asked=uri != "-" and sys.stdin.isatty())
     joined: PeerId | None = None
 
     async def role(stop: Stop) -> None:
@@ -250,6 +261,8 @@ def join(uri: str, name: str | None, force: bool, direct_private: bool, config: 
     click.echo(f"joined: the exit knows this machine as {joined}")
     if planned.keep is not None:
         click.echo(f"the old configuration is in {planned.keep}")
+    if planned.replaces is not None:
+        click.echo(f"the exit {planned.replaces.name} has its new identity; all else is as it was")
     click.echo(
         f"the exit is in {planned.file}" if planned.changed else f"{planned.file} named the exit already"
     )
@@ -261,3 +274,14 @@ def join(uri: str, name: str | None, force: bool, direct_private: bool, config: 
     start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
     click.echo(f"\nNow start the proxy:\n  {start}\nand try it:")
     click.echo(f"  curl -x socks5h://{planned.config.listen} https://example.com/")
+
+
+def _ask_to_replace(old: ExitChoice, file: Path, *, asked: bool) -> None:
+    """Raises ConfigError where nobody can be asked, Abort if the answer is no."""
+    changed = f"the exit {old.name} is in {file} with another identity, {old.peer_id}"
+    if not asked:
+        raise ConfigError(
+            f"{changed}: if it was set up anew, join with --replace, else ask its operator what has happened"
+        )
+    click.echo(f"{changed}. It was set up anew, or this is another machine at its address.", err=True)
+    click.confirm("Put the new identity in its place?", abort=True, err=True)

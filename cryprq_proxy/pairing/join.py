@@ -5,7 +5,8 @@
                                                             busy: again, a few times
 
 The new file is planned before the secret is used up, so a file that cannot be extended does not waste the invite. An
-existing file is never overwritten: the exit is added to it, or an error says what to do. To show the secret again is
+existing file is never overwritten: the exit is added to it, or takes the place of the one that had its address before,
+or an error says what to do. To show the secret again is
 safe: whoever has used it up is on the list, and is let in for that.
 """
 
@@ -29,13 +30,15 @@ from ..client.rest import Pause
 from ..client.settings import ClientSettings
 from ..config.client import ClientConfig, client_from
 from ..config.decode import parse_toml
+from ..config.exits import ExitChoice
 from ..config.foreign import only_harmless
 from ..config.keys import choose_provider, own_identity
-from ..config.urls import parse_peer_url
+from ..config.urls import PeerUrl, parse_peer_url
 from ..crypto.identity import PeerId
 from ..errors import CarrierError, CloseReason, ConfigError, CryprqError, PeerError, reason_of
 from ..process.lifecycle import Stop
 from .invitation import Invitation
+from .replacing import replace_id, with_another_identity
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class Plan:
     """`text`, decoded."""
     keep: Path | None
     """The path to keep the present file at, if it is replaced and not extended."""
+    replaces: ExitChoice | None = None
+    """The exit whose identity the text changes: another one answers at its address, which a person must know of."""
 
     @property
     def proposes(self) -> bool:
@@ -88,7 +93,8 @@ def plan(
 ) -> Plan:
     """Plan how to make or extend `file`, or client.toml in the default directory; writes nothing.
 
-    `name` is the exit's name there. `force` begins a new file and keeps the old one under another name.
+    `name` is the exit's name there; an exit with another identity than before keeps the one that it has. `force` begins
+    a new file and keeps the old one under another name.
     `direct_private` adds a rule that sends private networks past the exit; a new file has it as a comment otherwise.
     Raises ConfigError if the exit cannot be added.
     """
@@ -103,7 +109,18 @@ def plan(
         return Plan(source, old, text, only_harmless(client_from(text, source, private, {})), None)
     if not old and not rule:
         rule = _PROPOSAL
-    text = _extended(old, document, invitation, name)
+    present = client_from(old, source, private, {}) if document.keys() & {"peer", "exit"} else None
+    url = parse_peer_url(invitation.url)
+    replaced = None if present is None else with_another_identity(present, url)
+    if replaced is None:
+        text = _extended(old, document, invitation, _free_name(present, url) if name is None else name)
+    else:
+        if name not in (None, replaced.name):
+            raise ConfigError(
+                f"the exit at {url.endpoint} is called {replaced.name} in {source} and keeps that name: "
+                "leave out --name"
+            )
+        text = replace_id(old, replaced.peer_id, invitation.peer_id)
     if rule:
         text = f"{_whole_lines(text)}{rule}"
     try:
@@ -115,9 +132,12 @@ def plan(
             f"the exit cannot be added to {source} ({error}): mend that file, use another one with "
             "--config F, or begin a new one with --force"
         ) from None
-    return Plan(
-        source, old, text, only_harmless(config), _free(source) if force and exists(source, WHAT) else None
-    )
+    if invitation.peer_id not in {choice.peer_id for choice in config.exits()}:
+        raise ConfigError(
+            f"{source} writes the peer id of {url.endpoint} in an unusual form: put the new one there"
+        )
+    keep = _free(source) if force and exists(source, WHAT) else None
+    return Plan(source, old, text, only_harmless(config), keep, replaced)
 
 
 def _names(value: object, peer: PeerId) -> bool:
@@ -135,6 +155,14 @@ def _extended(old: str, document: dict[str, Any], invitation: Invitation, name: 
         return f"{'' if old else _HEAD}peer = {url}\n{old}"
     called = "" if name is None else f"name = {json.dumps(name)}\n"
     return f"{_whole_lines(old) or _HEAD}\n[[exit]]\n{called}peer = {url}\n"
+
+
+def _free_name(present: ClientConfig | None, url: PeerUrl) -> str | None:
+    """A name for a second exit on the same host; None: it needs none of its own."""
+    host, port = url.endpoint.address
+    if present is None or host not in {choice.name for choice in present.exits()}:
+        return None
+    return f"{host}-{port}"
 
 
 def _whole_lines(text: str) -> str:

@@ -31,6 +31,7 @@ from cryprq_proxy.errors import (
     StreamReason,
     StreamRefused,
 )
+from cryprq_proxy.exit.providers import Redeemed
 from cryprq_proxy.lane.slices import Run, Shape
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session.wire import StreamProtocol
@@ -277,7 +278,11 @@ async def test_the_invite_is_shown_until_there_was_a_link_and_never_again(
             raise failures.pop()
         return await introduce(*arguments)
 
+    async def redeem(secret: bytes, peer: object) -> Redeemed:
+        return Redeemed.NOW
+
     monkeypatch.setattr(path_opening, "introduce", began)
+    monkeypatch.setattr(here.exit._invites, "redeem", redeem)
     invited = client(here.endpoint("tcp"), invite=bytes(16))
     running = spawn(invited.run(), "link")
     await until(lambda: pauses.seconds)

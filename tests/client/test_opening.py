@@ -340,7 +340,9 @@ async def test_unanswered_requests_can_be_withdrawn_while_a_link_opens(here: Pla
     assert not bare.events
 
 
-async def test_an_invite_is_shown_and_its_requests_follow(here: Place, gate: Gate) -> None:
+async def test_an_invite_is_shown_and_its_requests_follow(
+    here: Place, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The exit writes the peer into its list before it serves anything."""
     here.exit.authorize(frozenset())
 
@@ -348,7 +350,7 @@ async def test_an_invite_is_shown_and_its_requests_follow(here: Place, gate: Gat
         assert not here.exit.sessions.streams_total
         return Redeemed.NOW if secret == bytes(16) else Redeemed.NOT
 
-    here.exit._invites.redeem = redeem  # type: ignore[method-assign]
+    monkeypatch.setattr(here.exit._invites, "redeem", redeem)
     client = new_client(here, invite=bytes(16))
     app = ask(client, here.echo)
     run(client)

@@ -251,6 +251,38 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
 
 
 @pytest.mark.process
+def test_an_exit_that_was_set_up_anew_takes_its_own_place(tmp_path: Path) -> None:
+    """In scripts nobody can be asked, so that they say it by a flag."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    file = tmp_path / "client.toml"
+    file.write_text(f'identity = "{tmp_path}/key"\n')
+    for again in (False, True):
+        directory = tmp_path / f"exit{again}"
+        directory.mkdir()
+        config = directory / "exit.toml"
+        config.write_text(f'identity = "key"\nlisten = "{address}"\ncontrol_socket = "{directory}/s"\n')
+        with Program("exit", "--config", str(config)) as exit:
+            exit.log.wait("ready: ")
+            uri = call("invite", "laptop", "--config", str(config)).stdout.strip()
+            if again:
+                before = file.read_text()
+                refused = call("join", uri, "--config", str(file))
+                assert refused.returncode == 2 and refused.stdout == ""
+                assert re.fullmatch(
+                    r"cryprq-proxy: the exit 127\.0\.0\.1 is in \S+ with another identity, \w{52}: "
+                    r"if it was set up anew, join with --replace, else ask its operator what has happened\n",
+                    refused.stderr,
+                )
+                assert file.read_text() == before
+            joined = call("join", uri, "--config", str(file), "--replace")
+            assert joined.returncode == 0, joined.stderr
+            assert ("has its new identity" in joined.stdout) == again
+            assert file.read_text().count("cryprq://") == 1 and uri.partition("#")[0] in file.read_text()
+            assert exit.end() == 0
+
+
+@pytest.mark.process
 def test_the_running_exit_says_where_its_lists_are(tmp_path: Path) -> None:
     """Flags have changed its list, its identity and its port; the commands have only the default configuration."""
     listed = tmp_path / "peers"
