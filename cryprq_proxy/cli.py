@@ -27,6 +27,7 @@ from .commands import completion, control, dashboard, doctor, explain, keys, pai
 from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
 from .commands.connect import command as connect
 from .commands.desktop import command as desktop
+from .commands.service.command import service
 from .commands.status import command as status
 from .errors import ConfigError, CryprqError
 
@@ -214,6 +215,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     control.reload,
     status.status,
     dashboard.dashboard,
+    service,
     doctor.doctor,
     explain.explain,
     connect.connect,

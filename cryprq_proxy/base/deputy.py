@@ -50,7 +50,7 @@ _LENGTH: Final = struct.Struct("!I")
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 type _Do = Literal[
-    "exists", "mark", "read", "replace", "create", "rename", "make_directory", "lock", "unlock"
+    "exists", "mark", "read", "replace", "create", "rename", "remove", "make_directory", "lock", "unlock"
 ]
 
 
@@ -120,6 +120,9 @@ class Deputy(FileAccess):
 
     def rename(self, old: Path, new: Path) -> None:
         self._ask(DeputyRequest("rename", self._seen(old), self._seen(new)))
+
+    def remove(self, path: Path) -> None:
+        self._ask(DeputyRequest("remove", self._seen(path)))
 
     def make_directory(self, directory: Path) -> None:
         self._ask(DeputyRequest("make_directory", self._seen(directory)))
@@ -282,6 +285,11 @@ def _rename(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
     return DeputyAnswer()
 
 
+def _remove(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
+    access.remove(Path(request.path))
+    return DeputyAnswer()
+
+
 def _make_directory(access: FileAccess, request: DeputyRequest) -> DeputyAnswer:
     access.make_directory(Path(request.path))
     return DeputyAnswer()
@@ -303,6 +311,7 @@ _DEEDS: Final[dict[_Do, Callable[[FileAccess, DeputyRequest], DeputyAnswer]]] = 
     "replace": _replace,
     "create": _create,
     "rename": _rename,
+    "remove": _remove,
     "make_directory": _make_directory,
     "lock": _lock,
     "unlock": _unlock,

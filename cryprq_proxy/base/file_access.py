@@ -100,6 +100,10 @@ class FileAccess:
     def rename(self, old: Path, new: Path) -> None:
         os.rename(old, new)
 
+    def remove(self, path: Path) -> None:
+        """Remove a file, or a link and not what it leads to. Raises OSError."""
+        os.unlink(path)
+
     def make_directory(self, directory: Path) -> None:
         """Make a missing directory, for its owner alone, and those above it. Raises OSError."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -271,8 +271,7 @@ def join(
             "private addresses (your own router, printers) are asked of the exit, which usually refuses them; to reach"
             " your own past it, take the # away from the rule at the end of that file"
         )
-    start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
-    click.echo(f"\nNow start the proxy:\n  {start}\nand try it:")
+    click.echo(_how_to_start(config))
     click.echo(f"  curl -x socks5h://{planned.config.listen} https://example.com/")
 
 
@@ -285,3 +284,13 @@ def _ask_to_replace(old: ExitChoice, file: Path, *, asked: bool) -> None:
         )
     click.echo(f"{changed}. It was set up anew, or this is another machine at its address.", err=True)
     click.confirm("Put the new identity in its place?", abort=True, err=True)
+
+
+def _how_to_start(config: Path | None) -> str:
+    """A service that waited for an exit is started; else what the person starts. Raises CryprqError."""
+    from .service.own import after_join
+
+    if config is None and (lines := after_join()):
+        return "\n".join(["", *lines, "Try it:"])
+    start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
+    return f"\nNow start the proxy:\n  {start}\nand try it:"

@@ -70,6 +70,8 @@ def test_a_shared_file_by_way_of_a_deputy(directory: Path, alices: Deputy) -> No
     assert exists(directory / "lists", "the list")
     assert mark(directory / "old") == OWN.mark(directory / "old") != mark(directory / "missing") is None
     alices.unlock(alices.lock(directory))
+    alices.remove(directory / "old")
+    assert not exists(directory / "old", "the list")
 
 
 def test_errors_of_the_system_come_back_with_their_number(directory: Path, alices: Deputy) -> None:

@@ -14,6 +14,7 @@ import click
 import pytest
 
 from cryprq_proxy.cli import WRONG_USAGE, cli
+from cryprq_proxy.commands.service.units import SERVICES, Service, unit_text
 from cryprq_proxy.config.exit import ExitConfig
 from tests.support.logged import ROOT
 from tests.support.pairs import Setup, echo, proxy_port
@@ -200,6 +201,18 @@ def test_systemd_finds_no_fault_and_little_exposure(installed: tuple[str, Path])
     said = analyze("security", "--offline=true", "--no-pager", str(unit))
     overall = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
     assert overall is not None and float(overall[1]) <= WORST[name], said
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("service", SERVICES.values(), ids=lambda service: service.unit)
+def test_systemd_finds_no_fault_in_a_unit_that_was_installed(service: Service, tmp_path: Path) -> None:
+    """Also where the program is in a home directory, with a name that needs quoting."""
+    program = tmp_path / "100% mine" / "cryprq-proxy"
+    program.parent.mkdir()
+    program.symlink_to("/bin/true")
+    unit = tmp_path / service.file
+    unit.write_text(unit_text(service, program, [program.parent]))
+    assert analyze("verify", str(unit)) == ""
 
 
 # --- what the program calls ---

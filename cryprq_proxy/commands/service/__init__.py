@@ -1,0 +1,10 @@
+"""Services: `cryprq-proxy service install`, `uninstall` and `status`.
+
+command.py   what a person says
+install.py   the order of the steps, for a service of the system
+own.py       the proxy of one person; what a join does for a service that waits for it
+removal.py   uninstall and status
+units.py     which services there are, and the text of their units, made from the samples of configs/
+move.py      root's directory: given to the user of the service, or filled with what a person has tried out
+manager.py   systemd or launchd, and what is done without either
+"""

@@ -1,0 +1,221 @@
+"""Which services there are, and the text of their units: the samples of configs/ with the path of this program.
+
+The samples confine a service, and so hide home directories from it. Where the program is in one, the unit shows the
+service what belongs to the program and nothing else of it.
+"""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import shlex
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from ...base import package_data
+from ...base.paths import Role, read_text
+from ...base.program import PROGRAM
+from ...errors import ConfigError
+
+type Kind = Literal["exit", "proxy", "tun"]
+
+SYSTEM_UNITS: Path = Path("/etc/systemd/system")
+MARK: Final = (
+    f"# Written by `{PROGRAM} service install`. What you change belongs into a drop-in: systemctl edit"
+)
+LABEL: Final = "org.cryprq.proxy"
+"""What launchd calls the service."""
+_SAMPLE_PROGRAM: Final = "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"
+_HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
+"""What ProtectHome= hides (systemd.exec(5))."""
+_FLEETING: Final = (Path("/tmp"), Path("/var/tmp"))
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:")
+
+
+class Service(NamedTuple):
+    """One kind of service. `user` is the one that it runs as, "" for the person whose own service it is."""
+
+    unit: str
+    sample: str
+    role: Role
+    user: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.unit}.service"
+
+
+SERVICES: Final[dict[Kind, Service]] = {
+    "exit": Service("cryprq-exit", "cryprq-exit.service", "exit", "cryprq"),
+    "proxy": Service("cryprq-proxy", "cryprq-proxy.service", "client", "cryprq"),
+    "tun": Service("cryprq-client-tun", "cryprq-client-tun.service", "client", "root"),
+}
+OWN_PROXY: Final = Service("cryprq-proxy", "cryprq-proxy-user.service", "client", "")
+_EXIT_TUN: Final = "cryprq-exit-tun.conf"
+
+
+# --- the program ---
+
+
+def program() -> Path:
+    """The absolute path by which a manager starts this program. Raises ConfigError."""
+    called = Path(os.path.abspath(sys.argv[0]))
+    if called.name != PROGRAM:
+        called = Path(sys.executable).with_name(PROGRAM)
+    if not os.access(called, os.X_OK):
+        raise ConfigError(
+            f"a service needs the program {PROGRAM} as a file, and {called} is none: install it first"
+        )
+    if not str(called).isprintable() or "$" in str(called):
+        raise ConfigError(
+            f"the path of the program, {str(called)!a}, holds characters that no unit takes: move it"
+        )
+    if any(called.is_relative_to(place) for place in _FLEETING):
+        raise ConfigError(
+            f"{called} is in a directory that services do not see: install the program elsewhere"
+        )
+    return called
+
+
+def hidden_parts(called: Path) -> list[Path]:
+    """What of the program lies in home directories: script, environment, interpreter and package."""
+    package = Path(__file__).parents[3]
+    parts = {
+        called,
+        called.resolve(),
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        Path(sys.base_prefix).resolve(),
+    }
+    if not package.is_relative_to(sys.prefix):
+        parts.add(package)
+    hidden = sorted(part for part in parts if any(part.is_relative_to(home) for home in _HOMES))
+    return [
+        part for part in hidden if not any(part != other and part.is_relative_to(other) for other in hidden)
+    ]
+
+
+def check_readable(called: Path, hidden: Sequence[Path]) -> None:
+    """Raise ConfigError if another user than its owner cannot run the program. A part that is hidden is shown to the
+    service under its own name, so what lies above it does not count."""
+    for part in {called.resolve(), Path(sys.prefix).resolve(), Path(__file__).parents[2]}:
+        tops = [top for top in hidden if part.is_relative_to(top.resolve())]
+        for step in (part, *part.parents):
+            if tops and not any(step.is_relative_to(top.resolve()) for top in tops):
+                break
+            wanted = stat.S_IXOTH | (stat.S_IROTH if step == part else 0)
+            if step.stat().st_mode & wanted != wanted:
+                raise ConfigError(
+                    f"the user of the service cannot use the program, as {step} is closed to others: "
+                    f"run: chmod o+rX {shlex.quote(str(step))}"
+                )
+
+
+# --- the text ---
+
+
+def unit_text(service: Service, called: Path, hidden: Sequence[Path] = ()) -> str:
+    return _with_program(package_data.read(service.sample), called, hidden)
+
+
+def exit_tun_text(called: Path) -> str:
+    """The drop-in by which the exit carries packets."""
+    return _with_program(package_data.read(_EXIT_TUN), called, ())
+
+
+def _with_program(sample: str, called: Path, hidden: Sequence[Path]) -> str:
+    """The sample without its head, which tells how to place it by hand."""
+    _, _, body = sample.partition("\n\n")
+    body = body.replace(f"={_SAMPLE_PROGRAM}", f"={quoted(str(called))}")
+    if hidden:
+        shown = "\n".join(f"BindReadOnlyPaths={quoted(str(part))}" for part in hidden)
+        body = body.replace(
+            "ProtectHome=yes",
+            f"# The program is there, and nothing else is shown.\nProtectHome=tmpfs\n{shown}",
+        )
+    return f"{MARK}\n\n{body}"
+
+
+def quoted(word: str) -> str:
+    """One word of a unit (systemd.syntax(7)); the percent sign would begin a specifier."""
+    word = word.replace("%", "%%")
+    if set(word) <= _PLAIN | {"%"}:
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def plist_text(called: Path, log: Path) -> str:
+    """For launchd of macOS: the proxy of one user, started at the login and again when it fails."""
+    return plistlib.dumps(
+        {
+            "Label": LABEL,
+            "ProgramArguments": [str(called)],
+            "RunAtLoad": True,
+            "KeepAlive": {"SuccessfulExit": False},
+            "ProcessType": "Interactive",
+            "StandardErrorPath": str(log),
+            "Umask": 0o077,
+        }
+    ).decode()
+
+
+# --- the files ---
+
+
+def check_ours(file: Path) -> bool:
+    """Whether there is a unit of ours at `file`. Raises ConfigError if there is another one."""
+    if not os.path.lexists(file):
+        return False
+    if file.is_symlink() and os.readlink(file) == os.devnull:
+        raise ConfigError(f"{file.name} is masked; run: systemctl unmask {file.name}")
+    text, _ = read_text(file, "the unit")
+    if not text.startswith(MARK) and LABEL not in text:
+        raise ConfigError(
+            f"{file} was not written by `{PROGRAM} service install`, so it is left alone: move it away first"
+        )
+    return True
+
+
+class Start(NamedTuple):
+    """How a unit starts its program: what somebody needs who starts it without a manager."""
+
+    command: list[str]
+    environment: list[str]
+    user: str
+    directories: list[Path]
+
+    @classmethod
+    def of(cls, *texts: str) -> Start:
+        """Of a unit with its drop-ins; the last value counts, and an empty one takes back those before."""
+        found: dict[str, list[str]] = {}
+        for line in "\n".join(texts).splitlines():
+            key, equals, value = line.partition("=")
+            if equals and not line.startswith("#"):
+                found[key] = [] if not value else [*found.get(key, []), value]
+        words = [word.replace("%%", "%") for word in shlex.split(found["ExecStart"][-1])]
+        places = {"RuntimeDirectory": Path("/run"), "StateDirectory": Path("/var/lib")}
+        return cls(
+            words,
+            [pair for value in found.get("Environment", []) for pair in shlex.split(value)],
+            found.get("User", ["root"])[-1],
+            [
+                base / name
+                for key, base in places.items()
+                for value in found.get(key, [])
+                for name in value.split()
+            ],
+        )
+
+    def by_hand(self) -> str:
+        """One command line for a shell of root, or of the person whose own service it is."""
+        words = [*(("env", *self.environment) if self.environment else ()), *self.command]
+        line = shlex.join(words)
+        return (
+            line
+            if self.user == "root"
+            else f"setpriv --reuid={self.user} --regid={self.user} --init-groups {line}"
+        )
