@@ -451,9 +451,10 @@ type _Moment = Annotated[float, Meta(ge=0, le=1e11)]
 
 
 class OutwardReport(Struct, kw_only=True, frozen=True):
-    """Of one family of addresses: whether the exit has a default route, and the global address of its own that targets
-    see; empty where it has none, behind NAT for example."""
+    """Of one family of addresses: whether the exit has any that could lead to the Internet, whether it has a default
+    route, and the global address of its own that targets see; empty where it has none, behind NAT for example."""
 
+    addressed: bool = False
     route: bool = False
     address: _Words = ""
 
@@ -485,6 +486,16 @@ class AskedExit(Struct, kw_only=True, frozen=True):
     seconds: float = 0.0
     clock_off: float = 0.0
     report: ExitReport = ExitReport()
+
+
+class TriedTarget(Struct, kw_only=True, frozen=True):
+    """What became of a connection to a target: `by` is the route that the rules gave it, `problem` empty if it was
+    connected, else the reason in words; `rule`: the one that blocks it."""
+
+    by: str = "?"
+    problem: str = ""
+    rule: str = ""
+    seconds: float = 0.0
 
 
 type Status = ClientStatus | ExitStatus

@@ -139,7 +139,7 @@ BAD = [
         ([*command, "-5"], "no such option '-5'; if it is no option but a value, write it behind --")
         for command in (["switch"], ["explain"], ["invite"], ["peers", "revoke"], ["peers", "rename"], ["id"])
     ),
-    (["doctor", "-5"], "no such option '-5'; see"),
+    (["status", "-5"], "no such option '-5'; see"),
     (["pause", "1.5"], "expected a whole number of seconds from 1 to 3600, got '1.5'"),
     (["status", "--watch", "nan"], "expected a number of seconds from 0.2 to 3600, got 'nan'"),
     (["status", "--watch", "x"], "expected a number of seconds from 0.2 to 3600, got 'x'"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from .common import config_option
+from .explain import parse_target
 
 if TYPE_CHECKING:
     from .running import Found
@@ -17,6 +18,7 @@ _WHAT: Final = "the configuration"
 
 
 @click.command()
+@click.argument("name", metavar="[NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @click.option(
     "--exit", "as_exit", is_flag=True, help="Check this machine as an exit (default: as what runs here)."
@@ -24,10 +26,18 @@ _WHAT: Final = "the configuration"
 @click.option("--speed", metavar="URL", help="Measure throughput with this large file; http:// or https://.")
 @click.option("--no-speed", is_flag=True, help="Do not measure throughput, whatever --speed says.")
 @config_option
-def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, config: Path | None) -> None:
+def doctor(
+    name: str | None,
+    as_json: bool,
+    as_exit: bool,
+    speed: str | None,
+    no_speed: bool,
+    config: Path | None,
+) -> None:
     """Check step by step what can be wrong, and say how to mend it. Changes nothing.
 
-    Exit code 1 if a check fails.
+    With a NAME, or NAME:PORT, it is reached through the exit too, on port 443 if none is given. Exit code 1 if a check
+    fails.
     """
     import asyncio
     import shutil
@@ -55,6 +65,7 @@ def doctor(as_json: bool, as_exit: bool, speed: str | None, no_speed: bool, conf
         flags=about.flags,
         flags_told="" if about.started is None else about.started.options,
         speed=None if no_speed else speed,
+        target=None if name is None else parse_target(name),
         progress=unseen if as_json else bar,
     )
     checks = lists.EXIT if about.role == "exit" else lists.CLIENT

@@ -21,11 +21,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..address import Destination
 from ..base.log import describe, one_line
 from ..base.progress import Progress, unseen
 from ..crypto.primitives import Provider, select_provider
 from ..errors import CryprqError
-from ..status import ClientStatus, ExitStatus, Status
+from ..status import AskedExit, ClientStatus, ExitStatus, Status
 
 if TYPE_CHECKING:
     from ..client.client import Client
@@ -73,6 +74,8 @@ class Context:
     """Their names."""
     speed: str | None = None
     """The URL to measure throughput with."""
+    target: Destination | None = None
+    """What is to be reached through the exit."""
     progress: Callable[[str], Progress] = unseen
 
     # Results of earlier checks.
@@ -84,6 +87,10 @@ class Context:
     """The status of the role that runs here."""
     link: Client | None = None
     """A link of our own, while it is up."""
+    linked_exit: str = ""
+    """The name of its exit."""
+    asked: AskedExit | None = None
+    """What the exit in use has told about itself."""
     closing: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
     """Called at the end, in reverse order."""
 

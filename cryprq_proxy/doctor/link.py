@@ -51,7 +51,7 @@ async def link(context: Context) -> CheckVerdict:
         settings = replace(settings, limits=replace(settings.limits, keepalive=0.5))
         client = Client(identity, settings, provider)
         if await _comes_up(client):
-            context.link = client
+            context.link, context.linked_exit = client, exit.name
             context.closing.append(client.stop)
             return ok(f"a link to {exit.name} is up, by {_by(client.status())}")
         last = client.status().last_error or last

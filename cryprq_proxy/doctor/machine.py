@@ -179,8 +179,16 @@ def _same(one: Destination, other: Destination) -> bool:
     return one == other or (one.port == other.port and is_loopback(one) and is_loopback(other))
 
 
+_SESSION: Final = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_CURRENT_DESKTOP")
+"""A program of a desktop has one of them."""
+
+
 async def desktop(context: Context) -> CheckVerdict:
     """GNOME's settings, used by most browsers on Linux."""
+    if not any(context.environment.get(name) for name in _SESSION):
+        return skip("there is no desktop here whose settings browsers would follow")
+    if _is_tun(context):
+        return skip("system-wide mode carries what browsers send, with and without a proxy")
     program = context.which("gsettings")
     if program is None:
         return skip("there is no gsettings here: look into the settings of the desktop or the browser")
@@ -233,7 +241,7 @@ async def tun(context: Context) -> CheckVerdict:
         lacks.append(("nft is not installed", "apt install nftables"))
     if asked and context.euid:
         lacks.append(("this is not root", "run it with sudo, or by its systemd unit"))
-    if not lacks and _forwards_names(context) and (why := forwarder_port.open_to_all(context.root)):
+    if not lacks and _is_tun(context) and (why := forwarder_port.open_to_all(context.root)):
         return warn(why, f"keep it for root: {forwarder_port.PROTECT}")
     ipv6 = (context.root / "proc/sys/net/ipv6").exists()
     note = "" if ipv6 else "; this kernel has no IPv6, so only IPv4 is carried"
@@ -243,7 +251,7 @@ async def tun(context: Context) -> CheckVerdict:
     return fail(text, remedy) if asked else skip(f"--tun is not in use, and would not work here: {text}")
 
 
-def _forwards_names(context: Context) -> bool:
+def _is_tun(context: Context) -> bool:
     """Whether this is a client that runs with --tun, or is to."""
     running = context.running_client
     return (running is not None and running.tun is not None) or (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from . import beyond, link, machine, reach, speed, start
 from . import exit as exit_side
-from . import link, machine, reach, speed, start
 from .algorithms import algorithms
 from .checks import Check
 from .congestion import congestion
@@ -25,6 +25,11 @@ CLIENT: Final = (
     Check("reach", reach.reach, ("configuration",)),
     Check("handshake", reach.handshake, ("identity", "reach")),
     Check("link", link.link, ("handshake",)),
+    Check("exit", beyond.asked, ("link",)),
+    Check("exit's clock", beyond.clocks, ("exit",)),
+    Check("exit's routes", beyond.routes, ("exit",)),
+    Check("exit's names", beyond.names, ("exit",)),
+    Check("target", beyond.target, ("link",)),
     Check("UDP", link.lane, ("link",)),
     Check("MTU", link.mtu, ("link",)),
     Check("round trip", link.round_trip, ("link",)),

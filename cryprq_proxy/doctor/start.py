@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from ..base.kept_clock import clock_is_kept
 from ..base.paths import config_dir
 from ..base.program import to_run
 from ..base.text import counted, duration
@@ -22,7 +23,7 @@ from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError, reason_of
 from ..process.control import NotRunning, query_status
 from ..status import ClientStatus, ExitStatus
-from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
+from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 BUILT: Final = 1_760_000_000.0
 """October 2025, in seconds since 1970: no correct clock shows an earlier time."""
@@ -108,21 +109,13 @@ async def clock(context: Context) -> CheckVerdict:
             f"the clock says {shown}, which is wrong: certificates and invites depend on it",
             "set it: timedatectl set-ntp true, or date -s",
         )
-    synchronised = await asyncio.to_thread(_synchronised, context)
-    if synchronised is False:
+    kept = clock_is_kept()
+    if kept is False:
         return warn(
-            f"the clock says {shown}, but nothing keeps it in step",
+            f"the clock says {shown}, and nothing keeps it in step",
             "timedatectl set-ntp true; a wrong clock spoils wss:// certificates and the end of invites",
         )
-    known = "is kept in step by NTP" if synchronised else "looks right; whether NTP keeps it is not told here"
-    return ok(f"the clock says {shown} and {known}")
-
-
-def _synchronised(context: Context) -> bool | None:
-    """Whether systemd reports a synchronised clock; None without a report."""
-    program = context.which("timedatectl")
-    told = None if program is None else output_of(program, "show", "--property=NTPSynchronized", "--value")
-    return {"yes": True, "no": False}.get((told or "").strip())
+    return ok(f"the clock says {shown}" + (", and is kept in step" if kept else ""))
 
 
 async def running(context: Context) -> CheckVerdict:

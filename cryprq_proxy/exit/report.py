@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from ipaddress import ip_address
+from collections.abc import Iterable
+from ipaddress import IPv6Network, ip_address, ip_network
 from socket import AF_INET, AF_INET6, AddressFamily
 from struct import Struct
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 from .. import __version__
 from ..base.clock import clock
 from ..base.kept_clock import clock_is_kept
+from ..base.own_addresses import own_addresses
 from ..base.source_address import source_address
 from ..base.tasks import spawn
 from ..base.text import to_json
@@ -52,35 +54,48 @@ class Reporter:
         self._looking = None
 
     async def _look(self) -> bytes:
-        resolver = await self._try_resolver()
+        resolver, own = await try_resolver(self._resolver), own_addresses()
         return to_json(
             ExitReport(
                 version=__version__,
                 clock=round(time.time(), 3),
                 clock_kept=clock_is_kept(),
-                ipv4=_outward(AF_INET),
-                ipv6=_outward(AF_INET6),
+                ipv4=outward(AF_INET, own),
+                ipv6=outward(AF_INET6, own),
                 resolver=resolver,
             )
         )
 
-    async def _try_resolver(self) -> ResolverReport:
-        began, problem = clock(), ""
-        try:
-            async with asyncio.timeout(LOOK_UP_SECONDS):
-                await self._resolver.resolve_anew(TRIAL_NAME, "this exit")
-        except StreamRefused as refusal:
-            problem = words_of(refusal.reason)
-        except TimeoutError:
-            problem = words_of(StreamReason.NAME_TIMED_OUT)
-        return ResolverReport(problem=problem, seconds=round(clock() - began, 3))
+
+async def try_resolver(resolver: SystemResolver) -> ResolverReport:
+    """Have it find TRIAL_NAME, anew."""
+    began, problem = clock(), ""
+    try:
+        async with asyncio.timeout(LOOK_UP_SECONDS):
+            await resolver.resolve_anew(TRIAL_NAME, "this exit")
+    except StreamRefused as refusal:
+        problem = words_of(refusal.reason)
+    except TimeoutError:
+        problem = words_of(StreamReason.NAME_TIMED_OUT)
+    return ResolverReport(problem=problem, seconds=round(clock() - began, 3))
 
 
-def _outward(family: AddressFamily) -> OutwardReport:
+def outward(family: AddressFamily, own: Iterable[str]) -> OutwardReport:
+    """What a machine with the addresses `own` (as CIDRs) has of this family."""
     address = source_address(family)
     if address is None:
-        return OutwardReport()
-    return OutwardReport(route=True, address=address if ip_address(address).is_global else "")
+        return OutwardReport(addressed=any(_leads_outward(each, family) for each in own))
+    return OutwardReport(addressed=True, route=True, address=address if ip_address(address).is_global else "")
+
+
+def _leads_outward(cidr: str, family: AddressFamily) -> bool:
+    """Whether it is a single address from which the Internet can be reached, with NAT if it is one of IPv4."""
+    network = ip_network(cidr, strict=False)
+    if network.num_addresses > 1 or isinstance(network, IPv6Network) != (family == AF_INET6):
+        return False
+    if network.is_loopback or network.is_link_local or network.is_multicast:
+        return False
+    return family == AF_INET or not network.is_private
 
 
 class ReportStream(StreamHandler):

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final, NamedTuple
 
 from msgspec import structs
@@ -31,6 +32,7 @@ from ..client.endpoint_memory import EndpointFile
 from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK
 from ..client.roaming import follow_addresses
+from ..client.try_target import TRY, try_by_rules
 from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import Identity
@@ -159,7 +161,11 @@ async def run_client(
             config, exits, dispatcher, tun, lambda: load(read(), watch), stop.notifier, recent
         )
         answers = RulesInForce(lambda: dispatcher.rules, running.reloader, watch)
-        actions = commands(running) | {STARTED: started.tell, EXPLAIN: answers.explain}
+        actions = commands(running) | {
+            STARTED: started.tell,
+            EXPLAIN: answers.explain,
+            TRY: partial(try_by_rules, dispatcher),
+        }
         control = ControlServer(config.control_socket, running.status, actions)
         await control.start()
         stack.push_async_callback(control.stop)

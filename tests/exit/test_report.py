@@ -15,7 +15,7 @@ from cryprq_proxy import __version__
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.exit import report as report_module
 from cryprq_proxy.exit.exit import Exit
-from cryprq_proxy.exit.report import TRIAL_NAME
+from cryprq_proxy.exit.report import TRIAL_NAME, outward
 from cryprq_proxy.outbound.resolving.resolver import SystemResolver
 from cryprq_proxy.session import wire
 from cryprq_proxy.session.wire import StreamProtocol
@@ -79,8 +79,8 @@ async def test_all_is_well(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) 
         told = await ask(exit)
     assert told.version == __version__ and told.clock_kept
     assert abs(told.clock - time.time()) < 600
-    assert told.ipv4 == OutwardReport(route=True, address="5.75.10.2")
-    assert told.ipv6 == OutwardReport(route=True, address="2a01:4f8::2")
+    assert told.ipv4 == OutwardReport(addressed=True, route=True, address="5.75.10.2")
+    assert told.ipv6 == OutwardReport(addressed=True, route=True, address="2a01:4f8::2")
     assert told.resolver.problem == "" and resolver.asked == [TRIAL_NAME]
 
 
@@ -90,8 +90,26 @@ async def test_an_address_behind_nat_is_not_told(resolver: Resolver, monkeypatch
     monkeypatch.setattr(report_module, "source_address", addresses.get)
     async with open_exit() as exit:
         told = await ask(exit)
-    assert told.ipv4 == OutwardReport(route=True)
-    assert told.ipv6 == OutwardReport(), "there is no route at all"
+    assert told.ipv4 == OutwardReport(addressed=True, route=True)
+    assert not told.ipv6.route
+
+
+@pytest.mark.parametrize(
+    ("own", "four", "six"),
+    [
+        (["127.0.0.0/8", "::1/128", "fe80::1/128", "169.254.0.7/32"], False, False),
+        (["10.0.0.5/32", "fd00::5/128"], True, False),
+        (["2a01:4f8::2/128"], False, True),
+        (["5.75.10.2/32", "2a01:4f8::2/128"], True, True),
+        (["192.168.0.0/16", "2a01:4f8::/64"], False, False),
+    ],
+)
+def test_addresses_whose_default_route_is_gone(
+    own: list[str], four: bool, six: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "source_address", lambda _: None)
+    assert outward(AF_INET, own) == OutwardReport(addressed=four)
+    assert outward(AF_INET6, own) == OutwardReport(addressed=six)
 
 
 @pytest.mark.parametrize(
