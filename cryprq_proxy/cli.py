@@ -52,6 +52,13 @@ _log = logging.getLogger(__name__)
 )
 @click.option("--listen", metavar="[HOST:]PORT", help="Where applications connect (default: 127.0.0.1:1080).")
 @click.option(
+    "-L",
+    "--forward",
+    multiple=True,
+    metavar="[ADDRESS:]PORT:HOST:HOSTPORT",
+    help="Forward PORT of this machine to HOST:HOSTPORT, as ssh does; may be repeated.",
+)
+@click.option(
     "--user",
     metavar="NAME:PASSWORD",
     help="What applications must present. Other users can read it in the list of processes; "

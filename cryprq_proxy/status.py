@@ -328,6 +328,14 @@ class OpenConnection(Struct, kw_only=True, frozen=True):
     received: int = 0
 
 
+class ForwardStatus(Struct, kw_only=True, frozen=True):
+    """A local forward: where it listens, its target, and its connections so far."""
+
+    listen: str = "?"
+    to: str = "?"
+    connections: int = 0
+
+
 class RulesStatus(Struct, kw_only=True, frozen=True):
     """`names`, `broken`: numbers of names and invalid lines in lists; `error`: why the newest rules are not in use."""
 
@@ -410,6 +418,7 @@ class ClientStatus(RoleStatus, kw_only=True, frozen=True, tag="client"):
     exits: tuple[KnownExit, ...] = ()
     connections: ConnectionCounts | None = None
     rules: RulesStatus | None = None
+    forwards: tuple[ForwardStatus, ...] = ()
     admin: str | None = None
     tun: TunStatus | None = None
 

@@ -14,7 +14,7 @@ from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import gathered, held, packet_link, udp_socket
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE
 from cryprq_proxy.client import ask_exit, dispatcher, endpoints, leaving, reached, split_association
-from cryprq_proxy.config import authorized, decode, exits
+from cryprq_proxy.config import authorized, decode, exits, forwards
 from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.config.exit import ExitConfig
@@ -563,11 +563,12 @@ REACHED = {
         "tun/device/test_device.py::test_a_drain_is_bounded_and_comes_back",
         "tun/device/test_coalesce.py::test_super_packets_are_bounded",
     ],
-    "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients": [
+    "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients; forwards": [
         "config/test_config.py::test_a_long_file_is_not_read",
         "config/test_config.py::test_tables_are_bounded",
         "config/test_config.py::test_exits_and_their_endpoints_are_bounded",
         "config/test_config.py::test_proxies_that_name_their_clients",
+        "config/test_forwards.py::test_forwards_are_bounded",
     ],
     "an own certificate, or its key; trusted certificates": [
         "carriers/test_websocket.py::test_a_long_certificate_is_not_used",
@@ -930,12 +931,13 @@ NUMBERS: dict[str, list[float]] = {
         lists.MAX_LINE,
         lists.MAX_PROBLEMS,
     ],
-    "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients": [
+    "any other file; tables of one kind in it; exits, and addresses of each; proxies that name clients; forwards": [
         paths.MAX_FILE,
         decode.MAX_TABLES,
         exits.MAX_EXITS,
         exits.MAX_ENDPOINTS,
         exit_config.MAX_PROXIES,
+        forwards.MAX_FORWARDS,
     ],
     "an own certificate, or its key; trusted certificates": [paths.MAX_FILE, dial_websocket.MAX_AUTHORITIES],
     "the host's own: its list of hosts; servers and search domains": [

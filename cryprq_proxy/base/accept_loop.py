@@ -149,6 +149,33 @@ class Acceptor:
             self._spare.keep()
 
 
+class Acceptors:
+    """Several acceptors that accept and stop together, as for one number of connections."""
+
+    def __init__(self) -> None:
+        self._all: list[Acceptor] = []
+
+    def add(self, acceptor: Acceptor) -> None:
+        """It accepts from now on."""
+        self._all.append(acceptor)
+        acceptor.start()
+
+    def start(self) -> None:
+        for acceptor in self._all:
+            acceptor.start()
+
+    def stop(self) -> None:
+        for acceptor in self._all:
+            acceptor.stop()
+
+    def close(self) -> None:
+        for acceptor in self._all:
+            acceptor.close()
+
+    def work(self, name: str) -> list[Work]:
+        return [acceptor.work(name) for acceptor in self._all]
+
+
 def protocol_acceptor(
     loop: asyncio.AbstractEventLoop, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]
 ) -> Acceptor:

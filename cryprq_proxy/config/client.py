@@ -16,7 +16,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, cast
 
 import msgspec
 
@@ -33,6 +33,7 @@ from ..session.wire import LaneUse
 from .both_roles import LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, choice, count, decode_file, path, read_source, seconds, switch, with_flags
 from .exits import PEER, ExitChoice, ExitTable, exit_choices
+from .forwards import ForwardTable, check_forwards, parse_flags
 from .rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .secret_files import read_user
 from .tun import TunTable
@@ -74,6 +75,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     admin: Annotated[Destination | None, _ADMIN] = DEFAULT_ADMIN
     default: Annotated[RuleAction, ACTION] = DEFAULT
     rule: tuple[RuleTable, ...] = ()
+    forward: tuple[ForwardTable, ...] = ()
     control_socket: Annotated[Path, path()] = msgspec.field(
         default_factory=lambda: default_control_socket("client")
     )
@@ -92,6 +94,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
             raise ConfigError(
                 'carrier = "udp" needs UDP, which no upstream proxy passes on; leave out one of the two'
             )
+        check_forwards(self.forward, (self.listen, self.admin))
         check_exits(self.rules(), self.default, {exit.name for exit in self.exits()})
 
     @property
@@ -153,7 +156,10 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
     upstream: UpstreamProxy | None = values.get("upstream")
     if not private and ("user" in values or (upstream is not None and upstream.password is not None)):
         raise exposed(source, "the configuration")
-    given = with_flags(ClientConfig, TunTable, values, flags)
+    given = with_flags(ClientConfig, TunTable, values, {**flags, "forward": None})
+    if forwards := flags.get("forward"):
+        # As with ssh, besides those of the file.
+        given["forward"] = (*values.get("forward", ()), *parse_flags(cast("tuple[str, ...]", forwards)))
     if "user" in given:
         values.pop("user_file", None)
     if "peer" in given:

@@ -1,6 +1,7 @@
-"""The local proxy's listener: one port; the first byte tells the protocol.
+"""The local proxy's listener: one port, whose first byte tells the protocol, and those of forwards.
 
-    accept -> first byte 4 or 5 -> SOCKS negotiation (socks_connection.py) -> stream -> reply -> relay
+    accept -> a forward's port   -> its stream (forwarded_connection.py) -> relay
+           -> first byte 4 or 5 -> SOCKS negotiation (socks_connection.py) -> stream -> reply -> relay
                                                                        -> UDP association (socks_udp.py)
            -> anything else     -> HTTP (http_proxy.py), a task of its own -> maybe a tunnel -> relay
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..address import Destination
-from ..base.accept_loop import Acceptor
+from ..base.accept_loop import Acceptor, Acceptors
 from ..base.linger import Farewell
 from ..base.sockets import prepare_accepted, prepare_listener, set_end_on_close, set_reset_on_close
 from ..base.tasks import spawn
@@ -32,6 +33,7 @@ from ..outbound.socket_group import SocketGroup
 from ..session.streams import AnyStream
 from ..session.turns import TurnBudget
 from .credentials import Credentials
+from .forwarded_connection import ForwardedConnection
 from .http_proxy import HttpProxy, HttpTunnel
 from .socks import SocksServer
 from .socks_connection import SocksConnection
@@ -56,6 +58,15 @@ class ListenerSettings:
     idle_timeout: float = 0.0
 
 
+@dataclass(slots=True)
+class ForwardCount:
+    """A forward, and its connections so far."""
+
+    listen: Destination
+    to: Destination
+    connections: int = 0
+
+
 class MixedListener:
     """`start`, then `stop`."""
 
@@ -65,7 +76,8 @@ class MixedListener:
         self.loop = asyncio.get_running_loop()
         self.sockets = SocketGroup(self.loop, TurnBudget(self.loop.call_soon))
         """What watches applications that speak SOCKS, and those whose bytes are relayed."""
-        self._acceptor: Acceptor | None = None
+        self._acceptor: Acceptors | None = None
+        self.forwards: list[ForwardCount] = []
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -81,20 +93,30 @@ class MixedListener:
 
     def start(self) -> Destination:
         """Listen. Returns the bound address. Raises OSError."""
-        host, port = self.settings.listen
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        sock = _listening_socket(self.settings.listen)
         if not self.sockets.open():
             sock.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        prepare_listener(sock, host)
-        self._acceptor = Acceptor(self.loop, sock, self._accepted)
-        self._acceptor.start()
+        self._acceptor = Acceptors()
+        self._acceptor.add(Acceptor(self.loop, sock, self._accepted))
         return Destination(*sock.getsockname()[:2])
+
+    def forward(self, listen: Destination, target: Destination) -> Destination:
+        """Listen there too, for connections to `target`, while started. Returns the bound address. Raises OSError."""
+        if self._acceptor is None:
+            raise LocalError("only a listener that has been started forwards")
+        sock = _listening_socket(listen)
+        bound = Destination(*sock.getsockname()[:2])
+        count = ForwardCount(bound, target)
+        self._acceptor.add(
+            Acceptor(self.loop, sock, lambda sock, host: self._accepted_forward(sock, host, count))
+        )
+        self.forwards.append(count)
+        return bound
 
     def work(self) -> list[Work]:
         """For the watchdog."""
-        return [] if self._acceptor is None else [self._acceptor.work("accepting applications")]
+        return [] if self._acceptor is None else self._acceptor.work("accepting applications")
 
     async def stop(self) -> None:
         """Stop listening and end all connections."""
@@ -119,12 +141,22 @@ class MixedListener:
     def _accepted(self, sock: socket.socket, host: str) -> None:
         prepare_accepted(sock, host, self.settings.listen.host)
         connection = SocksConnection(self, sock)
-        self._connections += 1
-        if self._acceptor is not None and self._connections >= self.settings.max_connections:
-            self._acceptor.stop()
+        self._begun()
         self._negotiating.append((self.loop.time() + self.settings.negotiation_timeout, connection))
         if self._sweeper is None:
             self._sweep()
+
+    def _accepted_forward(self, sock: socket.socket, host: str, forward: ForwardCount) -> None:
+        prepare_accepted(sock, host, forward.listen.host)
+        connection = ForwardedConnection(self, sock)
+        self._begun()
+        forward.connections += 1
+        connection.ask(forward.to)
+
+    def _begun(self) -> None:
+        self._connections += 1
+        if self._acceptor is not None and self._connections >= self.settings.max_connections:
+            self._acceptor.stop()
 
     def _sweep(self) -> None:
         """End negotiations that take too long; they are in the order of their deadlines."""
@@ -220,6 +252,14 @@ class MixedListener:
     def _udp_ended(self, front: UdpFront) -> None:
         self._udp.discard(front)
         self.ended()
+
+
+def _listening_socket(address: Destination) -> socket.socket:
+    """Raises OSError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.create_server(address, family=family, backlog=BACKLOG)
+    prepare_listener(sock, address.host)
+    return sock
 
 
 class HttpExchange:

@@ -38,7 +38,7 @@ from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
 from ..errors import CryprqError
-from ..fronts.listener import ListenerSettings, MixedListener
+from ..fronts.listener import ForwardCount, ListenerSettings, MixedListener
 from ..process.actions import Actions, commands
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
@@ -52,7 +52,7 @@ from ..process.watchdog import Watchdog
 from ..rules.engine import RuleSet, load_rules
 from ..rules.lists import unreported
 from ..rules.pac.script import pac
-from ..status import AskedExit, ClientStatus, OpenConnection, RulesStatus
+from ..status import AskedExit, ClientStatus, ForwardStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
 from .explanation import EXPLAIN, RulesInForce
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
@@ -214,6 +214,7 @@ class RunningClient(Actions):
         self._admin: Destination | None = None
         self._proxy = config.listen
         """Where the proxy listens."""
+        self._forwards: Sequence[ForwardCount] = ()
         self.work: LookAtWork = no_work
         """That of the proxy's port."""
         self._pac = ""
@@ -234,6 +235,10 @@ class RunningClient(Actions):
                 problems=tuple(map(str, rules.listed.problems)),
                 loaded_at=round(reloader.loaded_at, 3),
                 error=reloader.error,
+            ),
+            forwards=tuple(
+                ForwardStatus(listen=str(each.listen), to=str(each.to), connections=each.connections)
+                for each in self._forwards
             ),
             admin=None if self._admin is None else f"http://{self._admin}/",
             tun=await self._tun.status(),
@@ -263,6 +268,11 @@ class RunningClient(Actions):
         with explained([settings.listen]):
             self._proxy = listener.start()
         stack.push_async_callback(listener.stop)
+        for forward in self._config.forward:
+            with explained([forward.listen], "-L or [[forward]]"):
+                self._dispatcher.direct.never_to(listener.forward(forward.listen, forward.to))
+            _log.info("%s is forwarded to %s", forward.listen, forward.to)
+        self._forwards = listener.forwards
         self._process.listen = (self._proxy,)
         self._dispatcher.direct.never_to(self._proxy)
         await self.make_pac(self._dispatcher.rules)

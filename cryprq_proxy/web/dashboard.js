@@ -283,6 +283,7 @@ function showRules(status) {
     if (rules.loaded_at) rows.push(["Read at", clock(rules.loaded_at)]);
     if (rules.error) rows.push(["Not taken", rules.error, "The rules before that stay in use.", "bad"]);
   }
+  for (const forward of list(status.forwards)) rows.push(["Forward", `${forward.listen} to ${forward.to}`, `${many(forward.connections ?? 0, "connection")} so far`]);
   facts($("rules"), rows);
   const problems = list(rules.problems), unlisted = (rules.broken ?? 0) - problems.length;
   fill($("problems"), unlisted > 0 ? [...problems, `and ${many(unlisted, "more broken line")}`] : problems);

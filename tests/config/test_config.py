@@ -561,7 +561,17 @@ def test_the_examples_are_read_and_show_the_defaults() -> None:
     assert exit_peer((CONFIGS / "exit.toml").read_text("utf-8")) == exit_peer()
     placeful = {
         *("identity", "psk_file", "control_socket", "user", "upstream", "allow", "authorized"),
-        *("ca", "exit", "rule", "public", "advertise", "metrics", "metrics_token_file", "websocket"),
+        *(
+            "ca",
+            "exit",
+            "rule",
+            "forward",
+            "public",
+            "advertise",
+            "metrics",
+            "metrics_token_file",
+            "websocket",
+        ),
     }
     shown = re.sub("^user_file = .*$", "", uncommented("client.toml"), flags=re.MULTILINE)
     # Without a pool the exit takes one that is free.

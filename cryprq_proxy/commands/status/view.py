@@ -82,6 +82,11 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
     yield from _traffic_rows(status)
     if status.rules is not None:
         yield from _rules_rows(status.rules)
+    for forward in status.forwards:
+        yield (
+            "forward",
+            f"{forward.listen} to {forward.to}, {counted(forward.connections, 'connection')} so far",
+        )
     if packets is not None and packets.lane is not None:
         yield "lane", _lane(packets.lane)
     if status.tun is not None:
