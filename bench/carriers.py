@@ -114,7 +114,8 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.address import Destination
     from cryprq_proxy.carriers.dial.endpoint import Endpoint
     from cryprq_proxy.client.dispatcher import Dispatcher
-    from cryprq_proxy.client.exits import PlannedExit, keep_up, plan_exits
+    from cryprq_proxy.client.exit_entry import PlannedExit, entry_maker
+    from cryprq_proxy.client.exits import keep_up, plan_exits
     from cryprq_proxy.client.settings import ClientSettings
     from cryprq_proxy.config.client import ClientConfig
     from cryprq_proxy.config.keys import load_identity
@@ -123,6 +124,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.fronts.listener import MixedListener
     from cryprq_proxy.rules.engine import EVERYTHING
     from cryprq_proxy.service.client import listener_settings
+    from cryprq_proxy.session.retention import SlotPool
     from cryprq_proxy.session.wire import LaneUse
 
     provider, carrier = select_provider(), setting["carrier"]
@@ -138,7 +140,9 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
         ca=Path("ca.pem") if carrier == "wss" else None,
     )
     identity = load_identity(provider, Path("client-identity"))
-    exits = plan_exits(identity, provider, [PlannedExit("exit", 1, settings)], failback=config.failback)
+    slots = SlotPool()
+    make = entry_maker(identity, provider, slots)
+    exits = plan_exits([PlannedExit("exit", 1, settings)], make, slots, failback=config.failback)
     listen = replace(listener_settings(config), listen=Destination("127.0.0.1", setting["socks"]))
     listener = MixedListener(Dispatcher(exits, EVERYTHING), listen)
     listener.start()

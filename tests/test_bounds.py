@@ -14,6 +14,7 @@ from cryprq_proxy.carriers.dial import websocket as dial_websocket
 from cryprq_proxy.carriers.lane import gathered, held, packet_link, udp_socket
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE
 from cryprq_proxy.client import ask_exit, dispatcher, endpoints, leaving, reached, split_association
+from cryprq_proxy.client import exits as client_exits
 from cryprq_proxy.config import authorized, decode, exits, forwards
 from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
@@ -570,6 +571,9 @@ REACHED = {
         "config/test_config.py::test_proxies_that_name_their_clients",
         "config/test_forwards.py::test_forwards_are_bounded",
     ],
+    "exits that were taken out of it, whose streams run out": [
+        "client/test_changed_exits.py::test_those_that_run_out_are_bounded",
+    ],
     "an own certificate, or its key; trusted certificates": [
         "carriers/test_websocket.py::test_a_long_certificate_is_not_used",
         "carriers/dial/test_websocket.py::test_a_long_file_of_authorities_is_not_used",
@@ -939,6 +943,7 @@ NUMBERS: dict[str, list[float]] = {
         exit_config.MAX_PROXIES,
         forwards.MAX_FORWARDS,
     ],
+    "exits that were taken out of it, whose streams run out": [client_exits.MOST_LEAVING],
     "an own certificate, or its key; trusted certificates": [paths.MAX_FILE, dial_websocket.MAX_AUTHORITIES],
     "the host's own: its list of hosts; servers and search domains": [
         host_configuration.MAX_FILE,

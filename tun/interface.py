@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from msgspec import structs
@@ -26,6 +27,7 @@ from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
+from cryprq_proxy.rules.lists import ListedNames
 from cryprq_proxy.status import TunStatus
 
 from .device.coalesce import UdpJoiner
@@ -80,6 +82,7 @@ class NoInterface:
     def offer(self, addresses: TunnelAddresses) -> None: ...
     def link_changed(self, up: bool) -> None: ...
     def lane_changed(self) -> None: ...
+    def block(self, names: ListedNames) -> None: ...
 
     def status(self) -> TunStatus:
         """The interface's part of it."""
@@ -187,6 +190,10 @@ class TunInterface(NoInterface):
         """The link's `lane_size` may be another."""
         self._changed.set()
 
+    def block(self, names: ListedNames) -> None:
+        """The forwarder blocks these names from now on, and no others."""
+        self._names.forwarder.block(names)
+
     async def _follow(self) -> None:
         told, wait = "", RETRY_SECONDS
         while True:
@@ -261,12 +268,7 @@ class Names:
     ) -> Names:
         """Read the blocklists and make the forwarder. Raises CryprqError."""
         dns = replace(settings.dns, ipv6=settings.dns.ipv6 and addresses.ipv6 is not None)
-        blocklist = await asyncio.get_running_loop().run_in_executor(
-            None, load, dns.blocklists, dns.block, dns.allow
-        )
-        for problem in blocklist.problems:
-            _log.warning("blocklist: %s", problem)
-
+        blocklist = await read_blocked(dns.blocklists, dns.block, dns.allow)
         forwarder = build(
             dns,
             resolver=link.open_resolver,
@@ -284,6 +286,14 @@ class Names:
     def close(self) -> None:
         self.server.close()
         self.forwarder.close()
+
+
+async def read_blocked(blocklists: Sequence[Path], block: Sequence[str], allow: Sequence[str]) -> ListedNames:
+    """The names that the forwarder blocks; says what is wrong in the files. Raises ConfigError."""
+    names = await asyncio.get_running_loop().run_in_executor(None, load, blocklists, block, allow)
+    for problem in names.problems:
+        _log.warning("blocklist: %s", problem)
+    return names
 
 
 def resolver_addresses(addresses: TunnelAddresses) -> list[str]:

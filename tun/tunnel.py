@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +46,7 @@ from .firewall.filter_settings import ExitEndpoint
 from .firewall.kill_switch import KillSwitch
 from .firewall.lockdown import Lockdown
 from .firewall.policy import Policy, contradiction
-from .interface import Foundation, NoInterface, TunInterface
+from .interface import Foundation, NoInterface, TunInterface, read_blocked
 from .journal import Journal, Undoer, undo
 from .reconciler import Reconciler
 from .resolver import choose as resolver
@@ -311,6 +311,27 @@ class Tunnel:
     async def apply_rules(self, rules: RuleSet) -> None:
         """Other rules, for connections and questions from now on. Raises CryprqError; then those from before stay."""
         await self._kill_switch.follow_policy(checked_policy(self._settings, rules))
+
+    async def follow_exits(self, exits: Sequence[Destination]) -> None:
+        """Let links out to these places, and to no others. Raises CryprqError."""
+        await self._kill_switch.follow_exits(exits)
+        self._reconciler.wake()
+
+    async def read_names(
+        self, blocklists: Sequence[Path], block: Sequence[str], allow: Sequence[str]
+    ) -> Callable[[], None]:
+        """Read the names that the forwarder blocks. What is returned puts them in force. Raises ConfigError."""
+        names = await read_blocked(blocklists, block, allow)
+
+        def apply() -> None:
+            foundation = self._foundation
+            dns = replace(
+                foundation.settings.dns, blocklists=tuple(blocklists), block=tuple(block), allow=tuple(allow)
+            )
+            self._foundation = replace(foundation, settings=replace(foundation.settings, dns=dns))
+            self._interface.block(names)
+
+        return apply
 
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""

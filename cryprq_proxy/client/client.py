@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Final
 
 from ..address import Destination
@@ -29,6 +30,7 @@ from ..errors import StreamReason, StreamRefused, words_of
 from ..outbound.bytestream import OriginStream
 from ..session.liveness import UNKNOWN_ROUND_TRIP
 from ..session.retention import SlotPool
+from ..session.session import SessionLimits
 from ..session.status import session_status
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
@@ -67,7 +69,7 @@ class Client:
         pause: Pause = asyncio.sleep,
     ) -> None:
         self._identity = identity
-        self._settings = settings
+        self.settings = settings
         self._provider = provider
         self._network = network
         self.slots = slots or SlotPool()
@@ -94,6 +96,28 @@ class Client:
     async def reach(self) -> None:
         """One attempt to bring the link up, instead of `run`. Raises PeerError with the reason in a sentence."""
         await self._link.connect()
+
+    def take_limits(self, limits: SessionLimits) -> None:
+        """Other limits; see KeptSession.take_limits."""
+        self.settings = replace(self.settings, limits=limits)
+        self._kept.take_limits(limits)
+
+    def retire(self) -> list[StreamRequest]:
+        """Dial no more and take no new streams. What applications have open runs out on the paths there are; streams of
+        this program's own, as for names, are reset and made anew elsewhere. Returns the requests that wait for the
+        link. Await `retired` behind it, then `stop`."""
+        waiting = self._waiting.take()
+        for stream in self.streams():
+            request = stream.label
+            if isinstance(request, StreamRequest) and request.decision is None:
+                request.leave(stream)
+                request.handler.reset(StreamReason.SESSION_LOST)
+        self._link.retire()
+        return waiting
+
+    async def retired(self) -> None:
+        """Return when nothing runs out any more."""
+        await self._link.left.ended()
 
     async def stop(self) -> None:
         """Close the link; requests that wait for it are refused."""
@@ -171,7 +195,7 @@ class Client:
             return False
         if request.early is not Early.AS_CONFIGURED:
             return request.early is Early.ALWAYS
-        connect, link = self._settings.connect, self._link
+        connect, link = self.settings.connect, self._link
         request.answered = not silent and (
             (connect == "eager" and (link.up or not link.carriers))
             or (connect == "learned" and link.up and request.destination in self._reached)
@@ -337,7 +361,7 @@ class Client:
             request = stream.label
             if stream.opened or not isinstance(request, StreamRequest):
                 continue
-            due = request.wait_until or request.since + self._settings.wait_for_link
+            due = request.wait_until or request.since + self.settings.wait_for_link
             if due <= now:
                 with contained("leaves a request that nobody answers"):
                     request.leave(stream)
@@ -395,7 +419,7 @@ class Client:
         return ClientStatus(
             peer_id=str(self._identity.peer_id),
             link="up" if self.up else "down",
-            exit=ExitAddress(peer_id=str(self._settings.peer), address=str(link.endpoint)),
+            exit=ExitAddress(peer_id=str(self.settings.peer), address=str(link.endpoint)),
             carrier=link.carrier_status(),
             provider=self._provider.name,
             carriers=link.carriers,

@@ -145,7 +145,7 @@ class Dispatcher:
 
     def _all(self) -> Iterator[tuple[str, Stream | DirectStream | DirectAssociation]]:
         """The newest MAX_ROWS of each route, with the first part of their ids."""
-        for entry in self.exits.entries:
+        for entry in self.exits.all:
             for stream in entry.client.streams()[-MAX_ROWS:]:
                 yield entry.name, stream
         for direct in list(self.direct.streams.values())[-MAX_ROWS:]:
@@ -167,10 +167,8 @@ class Dispatcher:
     def _find(self, name: str, number: int) -> Stream | DirectStream | DirectAssociation | None:
         if name == DIRECT_NAME:
             return self.direct.streams.get(number)
-        for entry in self.exits.entries:
-            if entry.name == name:
-                return entry.client.stream(number)
-        return None
+        found = (entry.client.stream(number) for entry in self.exits.all if entry.name == name)
+        return next((stream for stream in found if stream is not None), None)
 
     def counts(self) -> ConnectionCounts:
         """How many connections there are and were, by which routes, and how many were refused."""
@@ -178,7 +176,7 @@ class Dispatcher:
         early, early_refused = self.exits.early()
         refused: Counter[Any] = Counter({StreamReason.NOT_ALLOWED: blocked} if blocked else {})
         return ConnectionCounts(
-            open=sum(entry.client.open_streams for entry in self.exits.entries) + len(self.direct.streams),
+            open=sum(entry.client.open_streams for entry in self.exits.all) + len(self.direct.streams),
             total=sum(self._counts.values()),
             by={verdict.value: count for verdict, count in self._counts.items()},
             refused=by_name(self.exits.refused(), self.direct.refused, refused),

@@ -10,6 +10,9 @@ when its exit comes back.
 
 In system-wide mode each Client has an ExitPort (packet_ports.py) for its network interface. With a single exit
 nothing of all this happens: its Client works as it does alone.
+
+`change` has other exits from then on. What stays is not touched; what goes takes no new streams, and those that it has
+run out on its link beside the others (leaving.py).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from msgspec import structs
 
@@ -27,9 +30,6 @@ from ..base.clock import clock
 from ..base.faults import report_fault
 from ..base.tasks import spawn
 from ..base.work import Work
-from ..carriers.dial.tcp import Resolve, by_system
-from ..crypto.identity import Identity
-from ..crypto.primitives import Provider
 from ..errors import ConfigError, CryprqError, StreamReason
 from ..lane.slices import Shape
 from ..outbound.bytestream import ByteStream, OriginStream
@@ -37,68 +37,23 @@ from ..session.retention import SlotPool
 from ..session.wire import StreamProtocol
 from ..status import AskedExit, ClientStatus, KnownExit, Traffic
 from .ask_exit import ask_exit
-from .client import Client
-from .packet_ports import NO_NETWORK, ClientNetwork, ExitPort
-from .requests import NOWHERE, ClientObserver, Early, StreamRequest, opened
-from .selection import PROBE_SECONDS, ExitState, Selection
-from .settings import ClientSettings
+from .exit_entry import ExitChange, ExitEntry, MakeEntry, PlannedExit
+from .requests import NO_OBSERVER, NOWHERE, ClientObserver, Early, StreamRequest, opened
+from .selection import PROBE_SECONDS, Selection
 from .waiting import WaitingRoom
 
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 60.0
 """An exit that cannot do what the client needs is tried again so much later."""
+MOST_LEAVING: Final = 32
+"""Exits that were taken out and run out at the same time; one more ends the oldest."""
 
 
-class PlannedExit(NamedTuple):
-    """One exit of the configuration; the smaller `priority` is preferred."""
-
-    name: str
-    priority: int
-    settings: ClientSettings
-
-
-class ExitEntry:
-    """One exit. `healthy` says whether new streams may go there, `failure` why not if the link is not the reason."""
-
-    def __init__(self, name: str, priority: int, client: Client, port: ExitPort | None = None) -> None:
-        self.name = name
-        self.priority = priority
-        self.client = client
-        self.port = port
-        self.healthy = False
-        self.failure: str | None = None
-
-    @property
-    def problem(self) -> str | None:
-        """Why it cannot be used though its link may be up."""
-        return self.failure or (None if self.port is None else self.port.complaint)
-
-    def state(self) -> ExitState:
-        client = self.client
-        up = client.up and self.failure is None and (self.port is None or self.port.usable)
-        return ExitState(up, client.heard, client.round_trip, client.least_round_trip)
-
-
-def plan_exits(
-    identity: Identity,
-    provider: Provider,
-    plans: Sequence[PlannedExit],
-    network: ClientNetwork = NO_NETWORK,
-    resolve: Resolve = by_system,
-    *,
-    failback: float,
-) -> Exits:
-    """The exits of a configuration, with one pool of buffers; each session keeps its own bound of bytes, so that an
-    exit that has fallen silent takes nothing from the others. Raises ConfigError for names that are taken."""
-    slots = SlotPool()
-    entries = []
-    for name, priority, settings in plans:
-        port = ExitPort(network) if network is not NO_NETWORK and len(plans) > 1 else None
-        client = Client(identity, settings, provider, port or network, resolve, slots)
-        entries.append(ExitEntry(name, priority, client, port))
+def plan_exits(plans: Sequence[PlannedExit], make: MakeEntry, slots: SlotPool, *, failback: float) -> Exits:
+    """The exits of a configuration. Raises ConfigError for names that are taken."""
     wait = max(plan.settings.wait_for_link for plan in plans)
-    return Exits(entries, slots, wait_for_link=wait, failback=failback)
+    return Exits([make(plan) for plan in plans], slots, wait_for_link=wait, failback=failback)
 
 
 class Exits(ClientObserver):
@@ -114,36 +69,132 @@ class Exits(ClientObserver):
         clock: Callable[[], float] = clock,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        self.slots = slots
+        self._clock = clock
+        self._loop = loop or asyncio.get_running_loop()
+        self._waiting = WaitingRoom(wait_for_link, self._refuse, self._loop)
+        self._refused: Counter[Any] = Counter()
+        self._early = 0
+        self._early_refused: Counter[Any] = Counter()
+        self._past = Traffic()
+        self._past_rotations = 0
+        """These five also of exits that are gone."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._probed = clock()
+        self._stopping = False
+        self._over: asyncio.Future[None] | None = None
+        """The end of `run`, while it runs."""
+        self._links: dict[ExitEntry, asyncio.Task[None]] = {}
+        self.leaving: list[ExitEntry] = []
+        """Those that were taken out, and still have streams."""
+        self.left: Callable[[], object] = _nobody_waits
+        """Called when the last stream of one of these has ended."""
+        self._selection = Selection([entry.priority for entry in entries], failback, clock())
+        self._arrange(entries)
+        self.active = self.entries[self._selection.active]
+        if self.active.port is not None:
+            self.active.port.activate()
+
+    def _arrange(self, entries: Sequence[ExitEntry]) -> None:
         names = [entry.name for entry in entries]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"two exits are called {name}; give one of them another name")
         self.entries = tuple(entries)
-        self.slots = slots
-        self._clock = clock
-        self._loop = loop or asyncio.get_running_loop()
         self._by_name = dict(zip(names, self.entries, strict=True))
-        self._selection = Selection([entry.priority for entry in self.entries], failback, clock())
         self._single = len(self.entries) == 1
-        self.active = self.entries[self._selection.active]
-        self.send_packet: Callable[[memoryview, int, int, Shape], None] = self._send_packet
-        """See Client.send_packet: to the active exit."""
-        self._waiting = WaitingRoom(wait_for_link, self._refuse, self._loop)
-        self._refused: Counter[Any] = Counter()
-        self._early_refused: Counter[Any] = Counter()
-        self._timer: asyncio.TimerHandle | None = None
-        self._probed = clock()
-        self._stopping = False
+        for entry in self.entries:
+            entry.client.observer = NO_OBSERVER if self._single else self
+            if entry.port is not None:
+                entry.port.observer = entry.client.observer
+                entry.port.alone = self._single
         if self._single:
-            self.active.healthy = True  # its Client lets requests wait
-            self.send_packet = self.active.client.send_packet
-        else:
-            for entry in self.entries:
-                entry.client.observer = self
-                if entry.port is not None:
-                    entry.port.observer = self
-            if self.active.port is not None:
-                self.active.port.activate()
+            self.entries[0].healthy = True  # its Client lets requests wait
+
+    # --- another configuration -------------------------------------------------------------------------------------
+
+    def change(self, plans: Sequence[PlannedExit], make: MakeEntry) -> ExitChange:
+        """Have these exits from now on, new ones as `make` makes them."""
+        before = self.entries
+        entries = [self._kept(plan) or make(plan) for plan in plans]
+        for entry, plan in zip(entries, plans, strict=True):
+            entry.priority = plan.priority
+            entry.client.take_limits(plan.settings.limits)
+        places = [before.index(entry) if entry in before else None for entry in entries]
+        self._selection.rearrange([entry.priority for entry in entries], places, self._clock())
+        self._arrange(entries)
+        active = self.entries[self._selection.active]
+        if active is not self.active:
+            self._switch(active)
+        for entry in self.entries:
+            if entry not in before and self._over is not None:
+                self._begin(entry)
+        for entry in before:
+            if entry not in self.entries:
+                self._take_out(entry)
+        self._watch_time()
+        self.changed()
+        for request in self._waiting.take(self._need_not_wait):
+            self.start(request)
+        names, old = list(self._by_name), [entry.name for entry in before]
+        return ExitChange(
+            added=tuple(name for name in names if name not in old),
+            removed=tuple(name for name in old if name not in names),
+            renewed=tuple(entry.name for entry in entries if entry.name in old and entry not in before),
+            number=len(entries),
+        )
+
+    def _kept(self, plan: PlannedExit) -> ExitEntry | None:
+        """The entry whose link stays."""
+        return next((entry for entry in self.entries if entry.serves(plan)), None)
+
+    def _need_not_wait(self, request: StreamRequest) -> bool:
+        entry = self._entry(request)
+        return entry is None or entry.healthy
+
+    def _take_out(self, entry: ExitEntry) -> None:
+        """Let its streams run out; what waits for it goes elsewhere, unless it was asked for by name."""
+        if entry.port is not None:
+            entry.port.observer = NO_OBSERVER
+        entry.client.observer = self  # what it has not served is asked of another one
+        self._links.pop(entry, None)
+        for oldest in self.leaving[: max(0, len(self.leaving) + 1 - MOST_LEAVING)]:
+            spawn(oldest.client.stop(), f"end of the link to {oldest.name}")
+        self.leaving.append(entry)
+        for request in entry.client.retire():
+            self.start(request)
+        spawn(self._see_off(entry), f"end of the link to {entry.name}")
+
+    async def _see_off(self, entry: ExitEntry) -> None:
+        await entry.client.retired()
+        await entry.client.stop()
+        if entry not in self.leaving:
+            return
+        self.leaving.remove(entry)
+        status = entry.client.status()
+        self._past = Traffic(
+            sent=self._past.sent + status.bytes.sent, received=self._past.received + status.bytes.received
+        )
+        self._past_rotations += status.rotations
+        self._refused += entry.client.refused()
+        self._early += entry.client.early
+        self._early_refused += entry.client.early_refused
+        self.left()
+
+    @property
+    def all(self) -> tuple[ExitEntry, ...]:
+        """Also those that are leaving."""
+        return *self.entries, *self.leaving
+
+    @property
+    def plans(self) -> tuple[PlannedExit, ...]:
+        """What `change` would need to change nothing."""
+        return tuple(PlannedExit(entry.name, entry.priority, entry.client.settings) for entry in self.entries)
+
+    @property
+    def addresses(self) -> tuple[Destination, ...]:
+        """All places where a link is dialled, or still is."""
+        return tuple(endpoint.address for entry in self.all for endpoint in entry.client.settings.endpoints)
 
     # --- for the front-ends ----------------------------------------------------------------------------------------
 
@@ -183,7 +234,8 @@ class Exits(ClientObserver):
 
     # --- for system-wide mode --------------------------------------------------------------------------------------
 
-    def _send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+    def send_packet(self, buffer: memoryview, start: int, end: int, shape: Shape) -> None:
+        """See Client.send_packet: to the active exit."""
         self.active.client.send_packet(buffer, start, end, shape)
 
     @property
@@ -295,19 +347,36 @@ class Exits(ClientObserver):
 
     async def run(self) -> None:
         """Keep the links up until `stop`. Raises CryprqError if no exit can do what is asked of it."""
-        if self._single:
-            await self.active.client.run()
-            return
-        self._tick()
-        links = [spawn(self._keep(entry), f"link to {entry.name}") for entry in self.entries]
+        self._over = asyncio.get_running_loop().create_future()
+        for entry in self.entries:
+            self._begin(entry)
+        self._watch_time()
         try:
-            done, _ = await asyncio.wait(links, return_when=asyncio.FIRST_EXCEPTION)
-            for link in done:
-                if not link.cancelled():
-                    link.result()
+            await self._over
         finally:
-            for link in links:
+            for link in list(self._links.values()):
                 link.cancel()
+
+    def _begin(self, entry: ExitEntry) -> None:
+        link = self._links[entry] = spawn(self._keep(entry), f"link to {entry.name}")
+        link.add_done_callback(self._link_ended)
+
+    def _link_ended(self, link: asyncio.Task[None]) -> None:
+        over = self._over
+        if over is None or over.done():
+            return
+        if not link.cancelled() and (error := link.exception()) is not None:
+            over.set_exception(error)
+        elif all(each.done() for each in self._links.values()):
+            over.set_result(None)
+
+    def _watch_time(self) -> None:
+        """Ask for signs of life as long as there is a choice."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._single and not self._stopping:
+            self._tick()
 
     async def _keep(self, entry: ExitEntry) -> None:
         """Keep one link up. Raises CryprqError if no exit is left that can do what is asked of it."""
@@ -330,7 +399,7 @@ class Exits(ClientObserver):
         if self._timer is not None:
             self._timer.cancel()
         self._waiting.close()
-        for entry in self.entries:
+        for entry in self.all:
             await entry.client.stop()
 
     # --- what others read ------------------------------------------------------------------------------------------
@@ -341,26 +410,27 @@ class Exits(ClientObserver):
 
     def refused(self) -> Counter[Any]:
         """How many requests were refused since the start, by reason."""
-        return sum((entry.client.refused() for entry in self.entries), self._refused)
+        return sum((entry.client.refused() for entry in self.all), self._refused)
 
     def early(self) -> tuple[int, Counter[Any]]:
         """How many applications were answered early since the start, and how many of these refused then, by reason."""
-        clients = [entry.client for entry in self.entries]
+        clients = [entry.client for entry in self.all]
         refused = sum((client.early_refused for client in clients), self._early_refused)
-        return sum(client.early for client in clients), refused
+        return sum((client.early for client in clients), self._early), refused
 
     def status(self) -> ClientStatus:
         """That of the active exit's link, and all exits."""
         links = [(entry, entry.client.status()) for entry in self.entries]
         [active] = [link for entry, link in links if entry is self.active]
+        moved = [link for _, link in links] + [entry.client.status() for entry in self.leaving]
         return structs.replace(
             active,
             waiting=active.waiting + len(self._waiting),
             bytes=Traffic(
-                sent=sum(link.bytes.sent for _, link in links),
-                received=sum(link.bytes.received for _, link in links),
+                sent=sum((link.bytes.sent for link in moved), self._past.sent),
+                received=sum((link.bytes.received for link in moved), self._past.received),
             ),
-            rotations=sum(link.rotations for _, link in links),
+            rotations=sum((link.rotations for link in moved), self._past_rotations),
             exits=tuple(self._entry_status(entry, link) for entry, link in links),
         )
 
@@ -382,6 +452,10 @@ class Exits(ClientObserver):
             session=link.session,
             carriers=link.carriers,
         )
+
+
+def _nobody_waits() -> None:
+    """For the end of an exit that was taken out."""
 
 
 def keep_up(exits: Exits) -> asyncio.Task[None]:

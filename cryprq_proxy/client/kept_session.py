@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ from ..errors import CarrierError, CloseReason, PeerError
 from ..lane.slices import Shape
 from ..session.path import SessionPath
 from ..session.retention import MemoryBudget, SlotPool
-from ..session.session import RESUME_SECONDS, Session
+from ..session.session import RESUME_SECONDS, Session, SessionLimits
 from ..session.session_events import Refused, ignore_address
 from ..session.status import Totals
 from ..session.streams import Stream
@@ -101,6 +102,12 @@ class KeptSession:
         self._packets_without_session = 0
         self._last_stream = 0
         """The number of the newest stream of the session before."""
+
+    def take_limits(self, limits: SessionLimits) -> None:
+        """Those of all sessions together at once, those of one from the next session on."""
+        self._settings = replace(self._settings, limits=limits)
+        self._budget.total = limits.retained
+        self._window_budget.total = limits.window_pool
 
     @property
     def streams(self) -> dict[int, Stream]:

@@ -110,6 +110,12 @@ class LeavingSessions:
         self._refused = refused
         self._lost = lost
         self._leaving: dict[bytes, LeavingSession] = {}
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def ended(self) -> None:
+        """Return when there is none."""
+        await self._none.wait()
 
     def __len__(self) -> int:
         return len(self._leaving)
@@ -121,6 +127,7 @@ class LeavingSessions:
         """Let `session` run out."""
         for oldest in list(self._leaving.values())[: max(0, len(self._leaving) + 1 - MOST_LEAVING)]:
             oldest.end()
+        self._none.clear()
         self._leaving[session.session_id] = LeavingSession(
             session, packet_link, carriers, self._refused, self._lost, self._end
         )
@@ -145,6 +152,8 @@ class LeavingSessions:
 
     def _end(self, leaving: LeavingSession) -> None:
         del self._leaving[leaving.session.session_id]
+        if not self._leaving:
+            self._none.set()
         self._totals.add(leaving.session)
 
 

@@ -265,6 +265,19 @@ class ClientLink:
         """The attempts to bring it up while it is down, for the watchdog."""
         return Work(name, self._attempts, not self.up and not self.stopping, STUCK_SECONDS)
 
+    def retire(self) -> None:
+        """Dial no more, and let the session run out on the paths there are. Await `left.ended` behind it, then
+        `close`."""
+        self.stopping = True
+        self._second.stop()
+        if self._opener.opening is not None:
+            self._opener.opening.close(CloseReason.NORMAL)
+        if self.paths:
+            self._let_run_out("it is not wanted any more")
+        self.kept.drop()
+        if self._task is not None:
+            self._task.cancel()
+
     def close(self) -> None:
         """End the link, for good. Await `ended` behind it."""
         self.stopping = True
@@ -328,10 +341,13 @@ class ClientLink:
 
     def leave(self) -> None:
         """The exit takes no new streams: let the session run out on its paths, and dial anew at once."""
-        carriers = [path.carrier for path in self.paths.values()]
-        if not carriers:
+        if not self.paths:
             self.kept.takes_streams = False
             return
+        self._let_run_out("it is about to stop")
+
+    def _let_run_out(self, why: str) -> None:
+        carriers = [path.carrier for path in self.paths.values()]
         self.paths.clear()
         held = self.kept.leave()
         if held is None:
@@ -340,8 +356,9 @@ class ClientLink:
         else:
             session, packet_link = held
             _log.info(
-                "link left: the exit %s is about to stop; new streams wait for another link, %d go on to their end",
+                "link to the exit %s left, since %s: no new streams, %d go on to their end",
                 self._settings.peer,
+                why,
                 len(session.streams),
             )
             self.left.add(session, packet_link, carriers)

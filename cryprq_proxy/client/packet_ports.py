@@ -1,8 +1,8 @@
 """Where a client's packets come from and go to: the network interface of system-wide mode, or nowhere.
 
-With several exits each one has a port to the interface, and one port is active. What the active exit's Client tells
-passes through. Of the others only the state is kept. The interface is told it when they become active, so it moves to
-another exit by the same calls by which it follows a link that comes back.
+Each exit has a port to the interface, and one port is active. What the active exit's Client tells passes through. Of
+the others only the state is kept. The interface is told it when they become active, so it moves to another exit by the
+same calls by which it follows a link that comes back.
 """
 
 from __future__ import annotations
@@ -58,12 +58,14 @@ NO_NETWORK: Final = NoNetwork()
 
 
 class ExitPort:
-    """The ClientNetwork of one exit. `observer` is told when `usable` may have changed."""
+    """The ClientNetwork of one exit. `observer` is told when `usable` may have changed. `alone`: there is no other
+    exit, so the interface hears also that this one carries nothing."""
 
     def __init__(self, network: ClientNetwork) -> None:
         self._network = network
         self._active = False
         self._up = False
+        self.alone = False
         self._addresses: tuple[bytes, bytes] | None = None
         self.observer: ClientObserver = NO_OBSERVER
 
@@ -82,7 +84,7 @@ class ExitPort:
     def activate(self) -> None:
         """This exit's packets are those of the interface from now on."""
         self._active = True
-        if self._addresses is not None and any(self._addresses[0]):
+        if self._addresses is not None and (self.alone or any(self._addresses[0])):
             self._network.addressed(*self._addresses)
         self._network.link_changed(self._up)
         self._network.lane_changed()
@@ -96,9 +98,10 @@ class ExitPort:
             self._network.received(buffer, start, end, run)
 
     def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
-        """None at all are kept from the interface: another exit's will follow, or its own once it has some again."""
+        """None at all are kept from the interface where another exit's will follow, or its own once it has some
+        again."""
         self._addresses = ipv4, ipv6
-        if self._active and any(ipv4):
+        if self._active and (self.alone or any(ipv4)):
             self._network.addressed(ipv4, ipv6)
         self.observer.changed()
 

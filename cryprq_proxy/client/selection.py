@@ -78,6 +78,26 @@ class Selection:
         self.pinned = index
         self._choose(now)
 
+    def rearrange(self, priorities: Sequence[int], before: Sequence[int | None], now: float) -> None:
+        """Choose among other exits from now on. `before` has for each its index up to now, None for a new one. One that
+        is still there stays the active one, and pinned if it was."""
+
+        def carried[T](values: Sequence[T], fresh: T) -> list[T]:
+            return [fresh if index is None else values[index] for index in before]
+
+        self._priorities = tuple(priorities)
+        self._states = carried(self._states, ExitState(False))
+        self._since = carried(self._since, now)
+        self._settled = carried(self._settled, False)
+        self._nearer_since = [None] * len(self._priorities)
+        self.healthy = carried(self.healthy, False)
+        self.pinned = before.index(self.pinned) if self.pinned is not None and self.pinned in before else None
+        if self.active in before:
+            self.active = before.index(self.active)
+        else:
+            self.active = min(self._usable() or range(len(self._priorities)), key=self._rank)
+        self.begin_anew(now)
+
     def begin_anew(self, now: float) -> None:
         """All links are about to be lost for no fault of the exits, and will be back in any order."""
         self._fresh_until = now + START_SECONDS

@@ -56,5 +56,5 @@ class ClientSettings:
     lane: LaneSettings | None = None
     mark: int = 0
     invite: bytes | None = field(default=None, repr=False)
-    memory: EndpointMemory = field(default_factory=EndpointMemory)
+    memory: EndpointMemory = field(default_factory=EndpointMemory, compare=False)
     ca: Path | None = None

@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..address import Destination
@@ -114,6 +114,17 @@ class MixedListener:
         self.forwards.append(count)
         return bound
 
+    def take_limits(self, max_connections: int, idle_timeout: float) -> None:
+        """As in the settings, from now on; connections beyond the new number go on."""
+        self.settings = replace(self.settings, max_connections=max_connections, idle_timeout=idle_timeout)
+        self._relays.take_idle_timeout(idle_timeout)
+        self._exchanges.take_idle_timeout(idle_timeout)
+        if self._acceptor is not None:
+            if self._connections >= max_connections:
+                self._acceptor.stop()
+            else:
+                self._acceptor.start()
+
     def work(self) -> list[Work]:
         """For the watchdog."""
         return [] if self._acceptor is None else self._acceptor.work("accepting applications")
@@ -181,7 +192,7 @@ class MixedListener:
     def ended(self) -> None:
         """Free the place of an ended connection."""
         self._connections -= 1
-        if self._acceptor is not None:
+        if self._acceptor is not None and self._connections < self.settings.max_connections:
             self._acceptor.start()
 
     def relay(self, sock: socket.socket, stream: AnyStream) -> Relay:

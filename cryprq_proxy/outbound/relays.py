@@ -101,14 +101,18 @@ class Relays[R: Relaying]:
     ) -> None:
         self._loop = loop
         self._patience = patience
-        self._idle = idle_timeout or inf
-        self._seconds = min(patience.look, self._idle)
+        self.take_idle_timeout(idle_timeout)
         self._relays: set[R] = set()
         self._still: dict[R, _Still] = {}
         self._new: set[R] = set()
         """Those that no look has come to yet."""
         self._looks = False
         self._number = 0
+
+    def take_idle_timeout(self, seconds: float) -> None:
+        """From the next look on."""
+        self._idle = seconds or inf
+        self._seconds = min(self._patience.look, self._idle)
 
     def __len__(self) -> int:
         return len(self._relays)

@@ -2,7 +2,7 @@
 
     configuration, rules -> provider, identity, secrets -> control socket -> [system-wide mode: filter]
         -> exits, rules in force -> proxy's port -> dashboard -> [device, routes, resolver] -> ready
-    SIGHUP, a changed file, or a person -> rules, lists and log level
+    SIGHUP, a changed file, or a person -> exits, rules, lists, limits and log level
     signal -> all in reverse
 
 Whatever a person must mend is found before anything listens.
@@ -29,7 +29,8 @@ from ..base.text import counted
 from ..base.work import LookAtWork, no_work
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
-from ..client.exits import Exits, PlannedExit, keep_up, plan_exits
+from ..client.exit_entry import MakeEntry, PlannedExit, entry_maker
+from ..client.exits import Exits, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK
 from ..client.roaming import follow_addresses
 from ..client.try_target import TRY, try_by_rules
@@ -52,6 +53,7 @@ from ..process.watchdog import Watchdog
 from ..rules.engine import RuleSet, load_rules
 from ..rules.lists import unreported
 from ..rules.pac.script import pac
+from ..session.retention import SlotPool
 from ..status import AskedExit, ClientStatus, ForwardStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
 from .explanation import EXPLAIN, RulesInForce
@@ -61,8 +63,15 @@ from .tun_mode import NO_TUN, Confirmation, TunMode, TunModePlan
 _log = logging.getLogger(__name__)
 
 type MakeTun = Callable[[ClientConfig, RuleSet], TunModePlan]
-_TAKEN: Final = ("rule", "default", "log_level")
-"""The keys that a reload puts in force."""
+_TAKEN: Final = (
+    "peer", "exit", "psk_file", "ca", "rule", "default", "limits", "log_level",
+    "tun.dns.blocklists", "tun.dns.block", "tun.dns.allow",
+)  # fmt: skip
+"""The keys and tables that a reload puts in force."""
+_OF_ALL_LINKS: Final = (
+    "upstream", "wait_for_link", "connect", "carrier", "lane", "keepalive", "rotation",
+)  # fmt: skip
+"""What links have in common, and keep until a restart."""
 NOT_TOLD: Final = Started(role="client", file="", flags={})
 """Of a configuration that is no file's."""
 AUTO: Final = "auto"
@@ -70,18 +79,49 @@ AUTO: Final = "auto"
 
 
 class Loaded(NamedTuple):
-    """What can be read again while the program runs. Only rules and log level of the configuration are."""
+    """What can be read again while the program runs."""
 
     config: ClientConfig
     rules: RuleSet
+    exits: tuple[PlannedExit, ...]
 
 
-def load(config: ClientConfig, watch: FileWatch, shown: progress.Report = unreported) -> Loaded:
+def read_rules(config: ClientConfig, watch: FileWatch, shown: progress.Report = unreported) -> RuleSet:
     """Read the rule lists that `config` names; takes seconds where they are long. `watch` looks at them from now on.
     Raises ConfigError."""
     rules = config.rules()
     watch.before_reading(*(path for rule in rules for path in rule.lists))
-    return Loaded(config, load_rules(rules, config.default, progress=shown, opener=open_list))
+    return load_rules(rules, config.default, progress=shown, opener=open_list)
+
+
+class ExitPlanner(NamedTuple):
+    """Plans the exits of a configuration, as links to them can be made in a process that was `started` with that one.
+    `mark` is the SO_MARK of their sockets."""
+
+    started: ClientConfig
+    memories: EndpointFile
+    mark: int
+
+    def plan(self, config: ClientConfig, watch: FileWatch) -> tuple[PlannedExit, ...]:
+        """`watch` looks at the files of pre-shared keys from now on. Raises ConfigError for one that is unreadable."""
+        common = {key: getattr(self.started, key) for key in _OF_ALL_LINKS}
+        config = structs.replace(config, **common)
+        choices = config.exits()
+        watch.before_reading(*(choice.psk_file for choice in choices if choice.psk_file is not None))
+        return tuple(
+            PlannedExit(
+                choice.name,
+                choice.priority,
+                config.link_settings(choice, self.memories.of(choice.peer_id), self.mark),
+            )
+            for choice in choices
+        )
+
+
+def load(config: ClientConfig, watch: FileWatch, planner: ExitPlanner) -> Loaded:
+    """What a reload puts in force; blocks. `watch` looks from now on at all files that are read. Raises ConfigError."""
+    watch.before_reading(*config.tun.dns.blocklists)
+    return Loaded(config, read_rules(config, watch), planner.plan(config, watch))
 
 
 def no_tun(config: ClientConfig, rules: RuleSet) -> TunModePlan:
@@ -95,10 +135,15 @@ def listener_settings(config: ClientConfig) -> ListenerSettings:
         listen=config.listen,
         credentials=config.credentials(),
         negotiation_timeout=config.negotiation_timeout,
-        max_connections=min(config.limits.max_connections, for_applications()),
+        max_connections=listener_limits(config)[0],
         via=config.via,
-        idle_timeout=config.limits.idle_timeout,
+        idle_timeout=listener_limits(config)[1],
     )
+
+
+def listener_limits(config: ClientConfig) -> tuple[int, float]:
+    """How many connections applications may have, and after how many idle seconds one ends."""
+    return min(config.limits.max_connections, for_applications()), config.limits.idle_timeout
 
 
 class ClientParts(NamedTuple):
@@ -107,6 +152,7 @@ class ClientParts(NamedTuple):
     identity: Identity
     provider: Provider
     rules: RuleSet
+    planner: ExitPlanner
     exits: tuple[PlannedExit, ...]
     listening: ListenerSettings
 
@@ -118,20 +164,15 @@ class ClientParts(NamedTuple):
         provider = choose_provider(config.provider)
         lists = any(rule.lists for rule in config.rule)
         with (progress.bar if lists else progress.unseen)("reading lists") as shown:
-            rules = (await asyncio.to_thread(load, config, watch, shown)).rules
+            rules = await asyncio.to_thread(read_rules, config, watch, shown)
+        watch.before_reading(*config.tun.dns.blocklists)
         plan = make_tun(config, rules)
-        choices = config.exits()
-        memories = EndpointFile.load(choice.peer_id for choice in choices)
-        exits = tuple(
-            PlannedExit(
-                choice.name,
-                choice.priority,
-                config.link_settings(choice, memories.of(choice.peer_id), plan.mark),
-            )
-            for choice in choices
-        )
+        memories = EndpointFile.load(choice.peer_id for choice in config.exits())
+        planner = ExitPlanner(config, memories, plan.mark)
+        exits = planner.plan(config, watch)
         listening = listener_settings(config)
-        return cls(own_identity(provider, config.identity), provider, rules, exits, listening), plan
+        identity = own_identity(provider, config.identity)
+        return cls(identity, provider, rules, planner, exits, listening), plan
 
 
 async def run_client(
@@ -153,12 +194,19 @@ async def run_client(
         tun = await plan.start()
         stack.push_async_exit(tun.close)
         network = NO_NETWORK if tun is NO_TUN else tun
-        exits = plan_exits(
-            parts.identity, parts.provider, parts.exits, network, tun.resolve, failback=config.failback
-        )
+        slots = SlotPool()
+        make = entry_maker(parts.identity, parts.provider, slots, network, tun.resolve)
+        exits = plan_exits(parts.exits, make, slots, failback=config.failback)
         dispatcher = Dispatcher(exits, parts.rules)
         running = RunningClient(
-            config, exits, dispatcher, tun, lambda: load(read(), watch), stop.notifier, recent
+            config,
+            exits,
+            make,
+            dispatcher,
+            tun,
+            lambda: load(read(), watch, parts.planner),
+            stop.notifier,
+            recent,
         )
         answers = RulesInForce(lambda: dispatcher.rules, running.reloader, watch)
         actions = commands(running) | {
@@ -198,6 +246,7 @@ class RunningClient(Actions):
         self,
         config: ClientConfig,
         exits: Exits,
+        make: MakeEntry,
         dispatcher: Dispatcher,
         tun: TunMode,
         read: Callable[[], Loaded],
@@ -206,6 +255,8 @@ class RunningClient(Actions):
     ) -> None:
         self._config = config
         self._exits = exits
+        self._make = make
+        exits.left = lambda: spawn(self._forget_exits(), "addresses of exits")
         self._dispatcher = dispatcher
         self._tun = tun
         self.confirmation = Confirmation(tun, config.tun.confirm if config.tun.enabled else 0)
@@ -215,6 +266,7 @@ class RunningClient(Actions):
         self._proxy = config.listen
         """Where the proxy listens."""
         self._forwards: Sequence[ForwardCount] = ()
+        self._listener: MixedListener | None = None
         self.work: LookAtWork = no_work
         """That of the proxy's port."""
         self._pac = ""
@@ -264,6 +316,7 @@ class RunningClient(Actions):
     async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
         """Take connections of applications until the stack ends. Raises CryprqError."""
         listener = MixedListener(self._dispatcher, settings)
+        self._listener = listener
         self.work = listener.work
         with explained([settings.listen]):
             self._proxy = listener.start()
@@ -315,18 +368,36 @@ class RunningClient(Actions):
     # --- what can be changed ---
 
     async def apply(self, loaded: Loaded) -> str:
-        """Put rules and log level in force, for connections from now on. Raises CryprqError; then all is as before."""
-        before, rules = self._dispatcher.rules, loaded.rules
-        self._dispatcher.rules = rules
+        """Put exits, rules, limits and log level in force, for connections from now on. Raises CryprqError; then all is
+        as before."""
+        exits, rules, config = self._exits, loaded.rules, loaded.config
+        before, plans_before, dns = self._dispatcher.rules, exits.plans, config.tun.dns
+        block = await self._tun.read_names(dns.blocklists, dns.block, dns.allow)
+        places = [endpoint.address for plan in loaded.exits for endpoint in plan.settings.endpoints]
+        await self._tun.follow_exits((*exits.addresses, *places))
         try:
+            change = exits.change(loaded.exits, self._make)
+            self._dispatcher.rules = rules
             await self._tun.apply_rules(rules)
         except BaseException:
+            exits.change(plans_before, self._make)
             self._dispatcher.rules = before
             raise
+        block()
+        await self._forget_exits()
+        if self._listener is not None:
+            self._listener.take_limits(*listener_limits(config))
         await self.make_pac(rules)
-        set_level(loaded.config.log_level)
-        said = f"{counted(len(rules.rules), 'rule')}, {counted(len(rules.listed), 'listed name')}"
-        return said + needs_restart(self._config, loaded.config, _TAKEN)
+        set_level(config.log_level)
+        said = f"{counted(len(rules.rules), 'rule')}, {counted(len(rules.listed), 'listed name')}, {change}"
+        return said + needs_restart(self._config, config, _TAKEN)
+
+    async def _forget_exits(self) -> None:
+        """Let no link out any more to where none leads."""
+        try:
+            await self._tun.follow_exits(self._exits.addresses)
+        except CryprqError as error:
+            _log.warning("addresses of exits that were removed stay allowed: %s", error)
 
     async def reload(self) -> str:
         return await self.reloader.reload()

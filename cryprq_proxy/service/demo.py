@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..address import Destination
 from ..client.dispatcher import Dispatcher
-from ..client.exits import PlannedExit, keep_up, plan_exits
+from ..client.exit_entry import PlannedExit, entry_maker
+from ..client.exits import keep_up, plan_exits
 from ..config.client import client_from
 from ..config.exit import ExitConfig, ExitLaneTable
 from ..config.keys import choose_provider
@@ -26,6 +27,7 @@ from ..outbound.resolving.resolver import SystemResolver
 from ..process.garbage import COLLECTOR
 from ..process.lifecycle import Stop
 from ..rules.engine import EVERYTHING
+from ..session.retention import SlotPool
 from .client import listener_settings
 from .exit import exit_settings
 from .startup import explained
@@ -55,9 +57,9 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
         (choice,) = config.exits()
         link_settings = config.link_settings(choice)
-        exits = plan_exits(
-            client_identity, provider, [PlannedExit("exit", 1, link_settings)], failback=config.failback
-        )
+        slots = SlotPool()
+        make = entry_maker(client_identity, provider, slots)
+        exits = plan_exits([PlannedExit("exit", 1, link_settings)], make, slots, failback=config.failback)
         dispatcher = Dispatcher(exits, EVERYTHING)
         listener = MixedListener(dispatcher, listener_settings(config))
         try:

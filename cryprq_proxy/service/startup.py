@@ -96,7 +96,7 @@ def changed_keys(before: Struct, now: Struct) -> list[str]:
 
 def needs_restart(before: Struct, now: Struct, taken: Collection[str]) -> str:
     """What to add to the result of a reload, which has `taken` some keys; empty where no other has changed."""
-    keys = [key for key in changed_keys(before, now) if key not in taken]
+    keys = [key for key in changed_keys(before, now) if not {key, key.partition(".")[0]} & set(taken)]
     return f"; what else has changed in the configuration needs a restart: {', '.join(keys)}" if keys else ""
 
 

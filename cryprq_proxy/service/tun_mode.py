@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ..address import Destination
 from ..base.program import to_run
 from ..carriers.dial.tcp import by_system
 from ..client.exits import Exits
@@ -44,11 +46,25 @@ class TunMode(ClientNetwork, Protocol):
     async def apply_rules(self, rules: RuleSet) -> None:
         return
 
+    async def follow_exits(self, exits: Sequence[Destination]) -> None:
+        """Let links out to these places, and to no others."""
+        return
+
+    async def read_names(
+        self, blocklists: Sequence[Path], block: Sequence[str], allow: Sequence[str]
+    ) -> Callable[[], None]:
+        """Read the names that are blocked; what is returned puts them in force."""
+        return _nothing
+
     async def status(self) -> TunStatus | None:
         return None
 
     async def close(self, *failure: Any) -> None:
         return
+
+
+def _nothing() -> None:
+    """Where no forwarder answers."""
 
 
 class TunModePlan(Protocol):

@@ -20,7 +20,7 @@ from cryprq_proxy.exit import websocket_listener
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.rules import lists
-from cryprq_proxy.service.client import load
+from cryprq_proxy.service.client import read_rules
 from tests.support.deputies import on_a_thread
 from tests.support.settings import dns_settings
 from tests.support.web_links import make_certificates
@@ -37,7 +37,7 @@ def by_rules(path: Path) -> object:
     """As a client at its start, and at every reload."""
     peer = f'peer = "cryprq://{"a" * 52}@exit.example:4433"'
     text = f'{peer}\n[[rule]]\nlists = ["{path}"]\nto = "direct"\n'
-    return load(client_from(text, path.with_name("client.toml"), True, {}), FileWatch())
+    return read_rules(client_from(text, path.with_name("client.toml"), True, {}), FileWatch())
 
 
 READERS: dict[str, Read] = {

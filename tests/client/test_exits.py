@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from cryprq_proxy.address import Destination
-from cryprq_proxy.client.exits import ExitEntry, Exits
+from cryprq_proxy.client.exit_entry import ExitEntry
+from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.client.packet_ports import ExitPort
 from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
-from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session.retention import SlotPool
 from cryprq_proxy.status import Traffic
-from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, Timers
+from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, FakeInterface, Timers
 from tests.support.links import TARGET
 
 
@@ -186,7 +185,8 @@ async def test_a_single_exit_is_left_alone() -> None:
     world.ask()
     world.ask("a")
     assert world.served() == [2]
-    assert world.exits.send_packet == world.clients[0].send_packet
+    world.exits.send_packet(memoryview(b"packet"), 0, 6, SHAPE)
+    assert world.clients[0].packets == [b"packet"]
 
 
 async def test_stopping_refuses_who_waits(world: FakeExits) -> None:
@@ -250,38 +250,9 @@ V4, V6 = bytes([10, 0, 0, 1]), bytes(16)
 OTHER4 = bytes([10, 0, 0, 2])
 
 
-class Interface:
-    """The network of system-wide mode: writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
-        self.told.append(bytes(buffer[start:end]))
-
-    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
-        self.told.append(("addressed", ipv4))
-
-    def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
-        return []
-
-    def lets_out(self, address: Destination) -> bool:
-        return True
-
-    def link_changed(self, up: bool) -> None:
-        self.told.append(("link", up))
-
-    def lane_changed(self) -> None:
-        self.told.append("lane")
-
-    def take(self) -> list[Any]:
-        told, self.told = self.told, []
-        return told
-
-
 class WideWorld(FakeExits):
     def __init__(self) -> None:
-        self.interface = Interface()
+        self.interface = FakeInterface()
         self.ports = [ExitPort(self.interface), ExitPort(self.interface)]
         super().__init__(2, self.ports)
         self.interface.take()

@@ -385,6 +385,22 @@ async def test_no_more_connections_than_the_bound(proxies: list[Proxy]) -> None:
     assert await third.read(2) == b"\x05\x00", "it waited in the kernel's queue"
 
 
+async def test_another_bound_of_connections(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(replace(HERE, max_connections=3)))
+    [proxy] = proxies
+    first, second = proxy.application(), proxy.application()
+    await first.greet()
+    await second.greet()
+    proxy.listener.take_limits(1, 0.0)
+    third = proxy.application()
+    third.send(GREETING)
+    assert await third.is_ignored()
+    first.sock.close()
+    assert await third.is_ignored(), "there is one yet"
+    proxy.listener.take_limits(2, 0.0)
+    assert await third.read(2) == b"\x05\x00"
+
+
 @pytest.mark.parametrize("upload", [True, False])
 async def test_a_dead_application_is_seen_while_its_origin_is_silent(
     proxies: list[Proxy], monkeypatch: pytest.MonkeyPatch, upload: bool

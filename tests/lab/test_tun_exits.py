@@ -6,10 +6,12 @@ follow. It runs on the far server; what is asked through it is a web server on t
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.config_files import Settings
 from tests.support.lab.hosts import EXIT4, EXIT6, SERVER4, SERVER6
 from tests.support.lab.links import PORT
 from tests.support.lab.net import LONG, until
@@ -75,3 +77,63 @@ def test_another_exit_takes_over_and_gives_back(stage: Stage) -> None:
             assert named() == "192.0.2.7\n"
         assert not beside_the_link(wire, (EXIT4, EXIT6, SERVER4))
         assert second.process.poll() is None
+
+
+def test_exits_come_and_go_while_it_runs(stage: Stage) -> None:
+    """A reload has packets go by an exit that was not there at the start; the filter lets out to those that there are,
+    and the blocklist is another one."""
+    stage.links.exit(stage.hosts.server, {"tun": {"pool4": POOL4}}, name="exit2")
+    one, two = (
+        {"name": name, "peer": f"cryprq://{stage.links.identity(identity)[1]}@{address}:{PORT}"}
+        for name, identity, address in (("one", "exit", EXIT4), ("two", "exit2", SERVER4))
+    )
+
+    def settings(*exits: Settings, block: str = "ads.example.com") -> Settings:
+        ranked = [{**exit, "priority": number} for number, exit in enumerate(exits, 1)]
+        dns = {"block": [block]}
+        return {
+            "peer": [],
+            "exit": ranked,
+            "failback": 0.5,
+            "admin": "off",
+            "tun": {"state_dir": str(stage.links.state_dir), "dns": dns},
+        }
+
+    def pool(prefix: str) -> bool:
+        return str(stage.status()["addresses"][0]).startswith(prefix)
+
+    def allowed() -> list[list[object]]:
+        return sorted(stage.status()["exits"])
+
+    def status_of(name: str) -> str:
+        return stage.client.attempt(["dig", "+tries=1", f"+time={LONG:g}", name]).stdout
+
+    with (
+        FarServer(stage.lab, stage.hosts.exit, only=("http",)),
+        stage.tunnel(settings=settings(one)) as client,
+        stage.wire() as wire,
+    ):
+
+        def reload(wanted: Settings) -> None:
+            written = client.written
+            stage.links.config("client", wanted)
+            client.process.send_signal(signal.SIGHUP)
+            client.says("reloaded: ", since=written)
+
+        assert pool("198.18.")
+        assert allowed() == [[EXIT4, PORT]]
+        assert "NOERROR" in status_of("a.example.com")
+        reload(settings(two, one, block="a.example.com"))
+        assert allowed() == [[EXIT4, PORT], [SERVER4, PORT]]
+        until(lambda: pool("198.19."), "the new exit, which is preferred, is active")
+        until(lambda: stage.fetches(EXIT4) == SERVER4, "packets go through it")
+        assert "NXDOMAIN" in status_of("a.example.com")
+        reload(settings(two))
+        until(lambda: allowed() == [[SERVER4, PORT]], "nothing gets out to the first one any more")
+        assert stage.fetches(EXIT4) == SERVER4
+        assert "NOERROR" in status_of("a.example.com")
+        reload(settings(one))
+        until(lambda: pool("198.18."), "the first one again, and no other")
+        until(lambda: stage.fetches(SERVER6) == EXIT6, "all has followed")
+        until(lambda: allowed() == [[EXIT4, PORT]], "nothing gets out to the second one any more")
+    assert not beside_the_link(wire, (EXIT4, EXIT6, SERVER4))

@@ -227,6 +227,14 @@ async def test_the_idle_limit_counts_from_the_last_byte(make: Make) -> None:
     assert held.look(250) == [StreamReason.TIMED_OUT]
 
 
+async def test_another_idle_limit_holds_for_relays_that_there_are(make: Make) -> None:
+    held = make()
+    assert held.look(0) == held.look(200) == []
+    held.relays.take_idle_timeout(100.0)
+    assert held.look(201) == held.look(300) == []
+    assert held.look(301) == [StreamReason.TIMED_OUT], "it counts from the first look with a limit"
+
+
 async def test_without_an_idle_limit_a_quiet_connection_stays(make: Make) -> None:
     held = make()
     assert [held.look(now) for now in (0, 1e3, 1e6)] == [[], [], []]

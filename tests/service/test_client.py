@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -31,7 +31,6 @@ from cryprq_proxy.service.client import (
     ClientParts,
     Loaded,
     RunningClient,
-    load,
     no_tun,
     run_client,
 )
@@ -77,6 +76,9 @@ class FakeTun(NoTun):
 
     async def pause(self, seconds: int) -> None:
         self.asked.append(f"pause {seconds}")
+
+    async def follow_exits(self, exits: Sequence[Destination]) -> None:
+        self.asked.append(" ".join(("exits", *(str(exit.port) for exit in exits))))
 
     async def apply_rules(self, rules: RuleSet) -> None:
         if self.failing is not None:
@@ -319,7 +321,7 @@ async def test_a_reload_that_fails_leaves_the_old_rules_in_force(
         assert tun.rules is kept
 
         tun.failing = None
-        assert await files.command("client", "reload") == {"reloaded": "0 rules, 0 listed names"}
+        assert await files.command("client", "reload") == {"reloaded": "0 rules, 0 listed names, 1 exit"}
         assert await names() == (0, "tunnel")
         assert tun.rules is not kept
 
@@ -331,6 +333,63 @@ async def test_a_reload_that_fails_leaves_the_old_rules_in_force(
         assert logging.getLogger().level == logging.ERROR
 
 
+OTHER = """
+[[exit]]
+name = "other"
+peer = "cryprq://{}@127.0.0.1:2"
+"""
+
+
+async def test_exits_and_limits_are_put_in_force_by_a_reload(files: RoleFiles) -> None:
+    other = files.identity("other")
+    now = files.client()
+    makes = Makes()
+    async with running(lambda stop: run_client(now, lambda: now, stop, makes)):
+        (tun,) = makes.made
+        asked = tun.asked
+
+        async def said() -> str:
+            return str((await files.command("client", "reload"))["reloaded"])
+
+        async def names() -> list[str]:
+            return [exit.name for exit in (await told(files)).exits]
+
+        now = files.client(tables=OTHER.format(other) + '[[rule]]\nto = "exit:other"\nports = [22]\n')
+        assert await said() == "1 rule, 0 listed names, 2 exits (new: other)"
+        assert await names() == ["127.0.0.1", "other"]
+        assert asked[-2:] == ["exits 1 1 2", "exits 1 2"]
+
+        tun.failing = CryprqError("the filter cannot have them")
+        now = files.client()
+        with pytest.raises(CryprqError, match="everything stays as it was: the filter cannot"):
+            await said()
+        assert await names() == ["127.0.0.1", "other"]
+        tun.failing = None
+
+        now = files.client(tables="[limits]\nmax_connections = 3\nwindow_pool = 65536\n")
+        assert await said() == "0 rules, 0 listed names, 1 exit (removed: other)"
+        await until(lambda: asked[-1] == "exits 1")
+
+        now = files.client("via = true\nkeepalive = 5.0\n" + 'connect = "exact"\n')
+        assert (await said()).endswith(
+            "1 exit; what else has changed in the configuration needs a restart: keepalive, connect, via"
+        )
+
+
+async def test_a_pre_shared_key_is_watched_and_dials_anew(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_SECONDS", 0.01)
+    key = files.directory / "psk"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    config = files.client('psk_file = "psk"\n')
+    with caplog.at_level(logging.INFO):
+        async with running(lambda stop: run_client(config, lambda: config, stop)):
+            key.write_text("cd" * 32)
+            await until(lambda: "1 exit (dialled anew: 127.0.0.1)" in caplog.text)
+
+
 # --- what a person can ask for ---
 
 
@@ -340,11 +399,12 @@ class Parts:
     def __init__(self, files: RoleFiles, tun: TunMode = NO_TUN) -> None:
         self.config = files.client()
         self.fake = FakeExits(2)
-        self.read: Callable[[], Loaded] = lambda: load(self.config, FileWatch())
+        self.read: Callable[[], Loaded] = lambda: Loaded(self.config, EVERYTHING, exits.plans)
         exits = self.fake.exits
         self.running = RunningClient(
             self.config,
             exits,
+            self.fake.make,
             Dispatcher(exits, EVERYTHING),
             tun,
             lambda: self.read(),
@@ -371,7 +431,7 @@ async def test_actions(files: RoleFiles) -> None:
     actions.choose_exit("auto")
     await actions.pause(5)
     assert tun.asked == ["pause 5"]
-    assert await actions.reload() == "0 rules, 0 listed names"
+    assert await actions.reload() == "0 rules, 0 listed names, 2 exits"
     with pytest.raises(CryprqError, match="there is no dashboard"):
         actions.dashboard()
 

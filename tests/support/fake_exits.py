@@ -6,22 +6,32 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.client.exits import ExitEntry, Exits
+from cryprq_proxy.carriers.dial.endpoint import Endpoint
+from cryprq_proxy.client.exit_entry import ExitEntry, PlannedExit
+from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.client.packet_ports import ExitPort
 from cryprq_proxy.client.requests import ClientObserver, StreamRequest
+from cryprq_proxy.client.settings import ClientSettings
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import CryprqError, StreamReason
-from cryprq_proxy.lane.slices import Shape
+from cryprq_proxy.lane.slices import Run, Shape
+from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.session.retention import SlotPool
+from cryprq_proxy.session.session import SessionLimits
 from cryprq_proxy.session.wire import StreamProtocol
 from cryprq_proxy.status import ClientStatus, Traffic
 from tests.support.links import TARGET, App
+from tests.support.settings import client_settings
 
 WAIT, FAILBACK = 10.0, 30.0
+PEER = PeerId(bytes(32))
+ENDPOINTS = (Endpoint("tcp", Destination("192.0.2.1", 4433)),)
 
 
 class Timers:
@@ -89,8 +99,13 @@ class FakeStream:
 class FakeClient:
     """A Client whose link the test holds in its hands. It answers probes unless it is `mute`."""
 
-    def __init__(self, timers: Timers) -> None:
+    def __init__(self, timers: Timers, settings: ClientSettings | None = None) -> None:
         self._timers = timers
+        self.settings = settings or client_settings(PEER, ENDPOINTS)
+        self.waiting: list[StreamRequest] = []
+        self.retiring = False
+        self.ran_out = asyncio.Event()
+        self.stopped = False
         self.up = False
         self.opens = False
         self.mute = False
@@ -167,6 +182,16 @@ class FakeClient:
             link="up" if self.up else "down", carriers=1, bytes=Traffic(sent=1, received=2), rotations=3
         )
 
+    def take_limits(self, limits: SessionLimits) -> None:
+        self.settings = replace(self.settings, limits=limits)
+
+    def retire(self) -> list[StreamRequest]:
+        self.up, self.retiring = False, True
+        return self.waiting
+
+    async def retired(self) -> None:
+        await self.ran_out.wait()
+
     async def run(self) -> None:
         if self.failing is not None:
             raise self.failing
@@ -174,6 +199,37 @@ class FakeClient:
 
     async def stop(self) -> None:
         self.ended.set()
+        self.ran_out.set()
+        self.stopped = True
+
+
+class FakeInterface:
+    """The network of system-wide mode: writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def received(self, buffer: memoryview, start: int, end: int, run: Run) -> None:
+        self.told.append(bytes(buffer[start:end]))
+
+    def addressed(self, ipv4: bytes, ipv6: bytes) -> None:
+        self.told.append(("addressed", ipv4))
+
+    def collisions(self, ipv4: bytes, ipv6: bytes) -> list[IPNetwork]:
+        return []
+
+    def lets_out(self, address: Destination) -> bool:
+        return True
+
+    def link_changed(self, up: bool) -> None:
+        self.told.append(("link", up))
+
+    def lane_changed(self) -> None:
+        self.told.append("lane")
+
+    def take(self) -> list[Any]:
+        told, self.told = self.told, []
+        return told
 
 
 class FakeExits:
@@ -200,6 +256,11 @@ class FakeExits:
     def up(self, *names: str) -> None:
         for name in names:
             self.clients["abc".index(name)].link(True)
+
+    def make(self, plan: PlannedExit) -> ExitEntry:
+        """As entry_maker's; the client is the last one of `clients`."""
+        self.clients.append(FakeClient(self.timers, plan.settings))
+        return ExitEntry(plan.name, plan.priority, self.clients[-1])  # type: ignore[arg-type]
 
     def ask(self, exit: str = "") -> App:
         app = App()

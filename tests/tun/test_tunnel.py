@@ -23,6 +23,7 @@ from cryprq_proxy.base import forwarder_port, leftovers
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
+from cryprq_proxy.rules.lists import ListedNames
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, RepairStatus, TunRules, TunStatus
 from tests.support.settings import tunnel_settings
@@ -293,6 +294,9 @@ class FakeForwarder:
 
     def status(self) -> DnsStatus:
         return DnsStatus(in_use="x")
+
+    def block(self, names: ListedNames) -> None:
+        self.machine.step(f"block {len(names)} names")
 
     def link_lost(self) -> None:
         self.machine.step("link lost")
@@ -959,6 +963,44 @@ async def test_rules_are_replaced_while_it_runs(machine: Machine) -> None:
     await wide.tunnel.apply_rules(EVERYTHING)
     assert not machine.blocked_name(ADS)
     assert not machine.filter.settings.rules
+    await wide.close()
+
+
+async def test_the_filter_follows_the_exits_of_another_configuration(machine: Machine) -> None:
+    wide = Wide(machine)
+    await wide.up()
+    before = {(str(exit.address), exit.port) for exit in machine.filter.settings.exits}
+    machine.take()
+    places = [Destination("192.0.2.99", 4433), Destination("new.example", 443)]
+    await wide.tunnel.follow_exits([*wide.tunnel._kill_switch.exits.configured, *places])
+    assert machine.take() == ["filter update"]
+    now = {(str(exit.address), exit.port) for exit in machine.filter.settings.exits}
+    assert now == before | {("192.0.2.99", 4433)}
+    await wide.tunnel.follow_exits(places[:1])
+    assert {str(exit.address) for exit in machine.filter.settings.exits} == {"192.0.2.99"}
+    assert wide.tunnel.lets_out(places[0])
+    machine.take()
+    await wide.tunnel.follow_exits(places[:1])
+    assert machine.take() == [], "nothing has changed"
+    await wide.close()
+
+
+async def test_blocklists_are_read_and_then_put_in_force(machine: Machine, tmp_path: Path) -> None:
+    wide = Wide(machine)
+    await wide.start()
+    early = await wide.tunnel.read_names([], ["early.example"], [])
+    early()
+    assert wide.tunnel._foundation.settings.dns.block == ("early.example",), "for the forwarder to come"
+    await wide.run()
+    machine.take()
+    names = tmp_path / "names"
+    names.write_text("ads.example\ntracker.example\n")
+    block = await wide.tunnel.read_names([names], ["a.example"], [])
+    assert machine.take() == []
+    block()
+    assert machine.take() == ["block 3 names"]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        await wide.tunnel.read_names([tmp_path / "missing"], [], [])
     await wide.close()
 
 

@@ -77,6 +77,10 @@ class Forwarder:
         self._closed = False
         self.counters = DnsCounters()
 
+    def block(self, names: ListedNames) -> None:
+        """These from now on, in place of the blocklist."""
+        self._blocklist = names
+
     # --- questions -------------------------------------------------------------------------------------------------
 
     def consider(self, wire: bytes, *, tcp: bool) -> bytes | Query | None:

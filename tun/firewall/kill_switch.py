@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
+from cryprq_proxy.address import Destination
 from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
@@ -138,6 +139,11 @@ class KillSwitch(Fact):
         """The addresses inside the tunnel, and the port where the forwarder listens on each."""
         self._addresses, self._dns_port = addresses, dns_port
         await self.update()
+
+    async def follow_exits(self, exits: Iterable[Destination]) -> None:
+        """All places where a link is dialled, and no others."""
+        if self.exits.follow(exits):
+            await self.update()
 
     async def follow_exit(self, name: str, addresses: Sequence[str]) -> None:
         """The newest addresses of one exit's name."""

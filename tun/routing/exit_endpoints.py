@@ -28,6 +28,20 @@ class ExitEndpoints:
             exit.host: (exit.host,) for exit in self._exits if exit.is_ip
         }
 
+    @property
+    def configured(self) -> tuple[Destination, ...]:
+        return self._exits
+
+    def follow(self, exits: Iterable[Destination]) -> bool:
+        """These in place of the present ones; what is known of their names stays. Returns whether they are others."""
+        before, self._exits = self._exits, tuple(dict.fromkeys(exits))
+        hosts = {exit.host for exit in self._exits}
+        self._known = {host: found for host, found in self._known.items() if host in hosts}
+        for exit in self._exits:
+            if exit.is_ip:
+                self._known.setdefault(exit.host, (exit.host,))
+        return set(self._exits) != set(before)
+
     def learn(self, name: str, addresses: Sequence[str]) -> None:
         """Take the newest answer about one of the names, as IP literals."""
         known = dict.fromkeys((*addresses, *self._known.get(name, ())))

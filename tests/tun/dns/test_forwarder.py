@@ -537,6 +537,24 @@ def test_any_question_gets_an_answer_whatever_the_server_says(
     run(main())
 
 
+def test_another_blocklist_holds_for_the_next_question() -> None:
+    async def main() -> None:
+        forwarder = Net(address).forwarder
+
+        async def rcode() -> int:
+            answer = await answer_of(forwarder, query("a.example."), tcp=False)
+            assert answer is not None
+            return dns.message.from_wire(answer).rcode()
+
+        assert await rcode() == 0
+        forwarder.block(load(block=("a.example",)))
+        assert await rcode() == NXDOMAIN, "although the cache has an answer"
+        forwarder.block(load())
+        assert await rcode() == 0
+
+    run(main())
+
+
 def test_a_blocklist_may_be_given_ready() -> None:
     async def main() -> None:
         server = FramedServer()
