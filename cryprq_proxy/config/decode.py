@@ -7,6 +7,7 @@ key, or flag), what was expected and what was found.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
 import functools
@@ -134,35 +135,69 @@ def decode_flags(kind: type[Struct], flags: Mapping[str, object]) -> dict[str, A
 
 
 def decode_table(
-    kind: type[Struct], table: Mapping[str, Any], source: Path, prefix: str = ""
+    kind: type[Struct],
+    table: Mapping[str, Any],
+    source: Path,
+    prefix: str = "",
+    errors: list[ConfigError] | None = None,
 ) -> dict[str, Any]:
-    """The same for parsed TOML; `prefix` is the name of the table and a dot."""
-    hints = _hints(kind, include_extras=True)
+    """The same for parsed TOML; `prefix` is the name of the table and a dot. With a list of `errors`, each is put there
+    instead of being raised, and its key has no value."""
     values: dict[str, Any] = {}
     for key, raw in table.items():
-        if key not in hints:
-            raise ConfigError(f"{source}: {prefix}{_shown(key)}: unknown key; {_advice(kind, key, prefix)}")
-        hint, where = hints[key], f"{source}: {prefix}{key}"
-        if (row := _row(hint)) is not None:
-            if not isinstance(raw, list):
-                raise ConfigError(f"{where}: expected tables, each under [[{prefix}{key}]], got {_kind(raw)}")
-            if len(raw) > MAX_TABLES:
-                raise ConfigError(f"{where}: expected at most {MAX_TABLES} tables, got {len(raw)}")
-            values[key] = tuple(
-                _table(row, each, source, f"{prefix}{key}[{number}]") for number, each in enumerate(raw, 1)
-            )
-        elif _is_table(hint):
-            values[key] = _table(hint, raw, source, f"{prefix}{key}")
-        else:
-            values[key] = _value(hint, raw, where, source.parent)
+        with _noted(errors):
+            values[key] = _entry(kind, key, raw, source, prefix, errors)
     return values
 
 
-def _table(kind: type[Struct], raw: object, source: Path, name: str) -> Struct:
+class _Noted(ConfigError):
+    """What is wrong is in the list of errors already."""
+
+
+@contextlib.contextmanager
+def _noted(errors: list[ConfigError] | None) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        if errors is None:
+            raise
+        if not isinstance(error, _Noted):
+            errors.append(error)
+
+
+def _entry(
+    kind: type[Struct], key: str, raw: object, source: Path, prefix: str, errors: list[ConfigError] | None
+) -> Any:
+    """The value of one key."""
+    hints = _hints(kind, include_extras=True)
+    if key not in hints:
+        raise ConfigError(f"{source}: {prefix}{_shown(key)}: unknown key; {_advice(kind, key, prefix)}")
+    hint, where = hints[key], f"{source}: {prefix}{key}"
+    if (row := row_type(hint)) is not None:
+        if not isinstance(raw, list):
+            raise ConfigError(f"{where}: expected tables, each under [[{prefix}{key}]], got {_kind(raw)}")
+        if len(raw) > MAX_TABLES:
+            raise ConfigError(f"{where}: expected at most {MAX_TABLES} tables, got {len(raw)}")
+        rows = []
+        for number, each in enumerate(raw, 1):
+            with _noted(errors):
+                rows.append(_table(row, each, source, f"{prefix}{key}[{number}]", errors))
+        return tuple(rows)
+    if is_table(hint):
+        return _table(hint, raw, source, f"{prefix}{key}", errors)
+    return _value(hint, raw, where, source.parent)
+
+
+def _table(
+    kind: type[Struct], raw: object, source: Path, name: str, errors: list[ConfigError] | None
+) -> Struct:
     """The struct of one table; errors call it `name`."""
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: {name}: expected a table, [{name}], got {_kind(raw)}")
-    inner = decode_table(kind, raw, source, f"{name}.")
+    known = 0 if errors is None else len(errors)
+    inner = decode_table(kind, raw, source, f"{name}.", errors)
+    if errors is not None and len(errors) > known:
+        raise _Noted
     missing = [
         field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in inner
     ]
@@ -203,14 +238,15 @@ def _text(mark: Text, raw: object, where: str, base: Path) -> Any:
     return base / value if isinstance(value, Path) else value
 
 
-def _is_table(hint: Any) -> bool:
+def is_table(hint: Any) -> bool:
+    """Whether a field is a table."""
     return isinstance(hint, type) and issubclass(hint, Struct)
 
 
-def _row(hint: Any) -> type[Struct] | None:
+def row_type(hint: Any) -> type[Struct] | None:
     """The struct type of a field that is a `tuple[Struct, ...]`."""
     arguments = get_args(hint)
-    if get_origin(hint) is tuple and len(arguments) == 2 and _is_table(arguments[0]):
+    if get_origin(hint) is tuple and len(arguments) == 2 and is_table(arguments[0]):
         row: type[Struct] = arguments[0]
         return row
     return None
@@ -288,7 +324,7 @@ def _keys(kind: type[Struct]) -> Iterator[str]:
     """The dotted names of all keys. Those of this table come last, so that they win over equal names in others."""
     hints = _hints(kind)
     for name, hint in hints.items():
-        table = hint if _is_table(hint) else _row(hint)
+        table = hint if is_table(hint) else row_type(hint)
         if table is not None:
             yield from (f"{name}.{inner}" for inner in _keys(table))
     yield from hints

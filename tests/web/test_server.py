@@ -38,6 +38,7 @@ from cryprq_proxy.web.guard import Asked, Refusal, RequestGuard, new_token
 from cryprq_proxy.web.metrics import Exposition
 from cryprq_proxy.web.page import dashboard
 from cryprq_proxy.web.server import MAX_BODY, AdminServer, MetricsServer
+from tests.support.pages import ROOT, table
 from tests.support.settle import settle
 from tests.support.turn_count import counted_turns
 from tests.support.web_fakes import World
@@ -133,6 +134,27 @@ async def test_status_and_streams(site: Site) -> None:
     assert status.json() == json.loads(to_json(await site.world.status()))
     assert streams.json() == site.world.open
     assert (await site.ask("/healthz")).body == b"ok\n"
+
+
+async def test_healthz_is_as_the_page_says(site: Site) -> None:
+    """At the client and at the exit."""
+
+    async def status() -> ExitStatus:
+        return ExitStatus()
+
+    server = MetricsServer(LOOPBACK, status, TOKEN)
+    exit = Site(World(), await server.start())
+    rows = table(ROOT / "docs" / "operations.md", "asked for `/healthz`", "answer")
+    assert len(rows) == 4
+    try:
+        for where in (site, exit):
+            for asked, told in rows:
+                headers = {"Host": "other.example"} if "not its own" in asked else {}
+                answer = await where.ask("/healthz", asked.partition(",")[0], headers=headers)
+                assert answer.status == int(told.split()[0])
+                assert (answer.body == b"ok\n") == (told == "200 ok")
+    finally:
+        await server.stop()
 
 
 async def test_pac_with_its_type_and_tag(site: Site) -> None:
