@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from ..address import Destination
 from ..base.kept_clock import clock_is_kept
 from ..base.program import to_run
 from ..base.text import duration, milliseconds
@@ -154,24 +155,24 @@ def judge_names(report: ExitReport, who: str, where: str, more: str = "") -> Che
 
 _TARGET_PROBLEMS: Final = {
     StreamReason.NAME_NOT_FOUND: (
-        "there is no such name, says the resolver of the exit",
+        "there is no such name, says the resolver of {who}",
         "compare the name; try another one",
     ),
     StreamReason.NAME_FAILED: (
-        "the DNS servers of the exit answer with a failure, or refuse to be asked",
-        "at the exit: try `getent hosts NAME`; restart its resolver, or name another server in /etc/resolv.conf",
+        "the DNS servers of {who} answer with a failure, or refuse to be asked",
+        "{where}try `getent hosts {name}`; restart its resolver, or name another server in /etc/resolv.conf",
     ),
     StreamReason.NAME_TIMED_OUT: (
-        "no DNS server of the exit answers",
-        "at the exit: try `getent hosts NAME`; restart its resolver, or name another server in /etc/resolv.conf",
+        "no DNS server of {who} answers",
+        "{where}try `getent hosts {name}`; restart its resolver, or name another server in /etc/resolv.conf",
     ),
     StreamReason.NETWORK_UNREACHABLE: (
-        "the exit has no route to it",
-        "at the exit: ip route, ip -6 route; add the default route that is missing",
+        "{who} has no route to it",
+        "{where}ip route, ip -6 route; add the default route that is missing",
     ),
     StreamReason.HOST_UNREACHABLE: (
-        "the network of the exit says that it cannot be reached",
-        "at the exit: look at its default route and gateway (ip route, ip neigh); try another target",
+        "the network of {who} says that it cannot be reached",
+        "{where}look at its default route and gateway (ip route, ip neigh); try another target",
     ),
     StreamReason.CONNECTION_REFUSED: (
         "it was reached, and refuses the connection",
@@ -179,16 +180,16 @@ _TARGET_PROBLEMS: Final = {
     ),
     StreamReason.TIMED_OUT: (
         "it does not answer",
-        "try another target; if none answers, a firewall of the exit, or before it, lets nothing out",
+        "try another target; if none answers, a firewall of {who}, or before it, lets nothing out",
     ),
     StreamReason.NOT_ALLOWED: (
-        "the exit's egress policy forbids it",
-        "at the exit: `allow` in [egress], or allow_private for its own network",
+        "the egress policy of the exit forbids it",
+        "{where}`allow` in [egress], or allow_private for its own network",
     ),
     StreamReason.LINK_DOWN: ("the link went down meanwhile", "ask again"),
     StreamReason.EXHAUSTED: (
-        "the exit has no descriptor or memory left",
-        "at the exit: raise LimitNOFILE in its unit, or ulimit -n",
+        "{who} has no descriptor or memory left",
+        "{where}raise LimitNOFILE in its unit, or ulimit -n",
     ),
 }
 _BY_WORDS: Final = {words_of(reason): said for reason, said in _TARGET_PROBLEMS.items()}
@@ -213,8 +214,17 @@ async def target(context: Context) -> CheckVerdict:
             f"{destination} goes past the tunnel, as a rule says, and is not reached from here: {tried.problem}",
             "look at this machine's own network, or at the rule",
         )
-    text, remedy = _BY_WORDS.get(tried.problem, (f"it is not reached: {tried.problem}", MORE))
-    return fail(f"{destination}: {text}", remedy.replace("NAME", destination.host))
+    return judge_target(tried.problem, destination, "the exit", "at the exit: ")
+
+
+def judge_target(problem: str, destination: Destination, who: str, where: str) -> CheckVerdict:
+    """As `judge_routes`, of a target that was not connected."""
+    text, remedy = _BY_WORDS.get(
+        problem, (f"it is not reached: {problem}", "{where}look into the log, which says more")
+    )
+    return fail(
+        f"{destination}: {text.format(who=who)}", remedy.format(name=destination.host, where=where, who=who)
+    )
 
 
 async def _try(context: Context) -> TriedTarget:

@@ -1,13 +1,11 @@
-"""The checks of an exit: authorized peers, whether clients can reach it, and whether it reaches the Internet."""
+"""The checks of an exit: authorized peers, and whether clients can reach it."""
 
 from __future__ import annotations
 
-from ..base.own_addresses import own_addresses
 from ..base.program import to_run
 from ..base.text import counted
 from ..config.exit import authorized_file
 from ..errors import ConfigError
-from ..outbound.resolving.host_configuration import described, read_configuration
 from ..pairing.invitation import is_global, own_address
 from ..pairing.invite_store import InviteStore, beside
 from .checks import CheckVerdict, Context, fail, ok, warn
@@ -73,28 +71,3 @@ async def public(context: Context) -> CheckVerdict:
         f"this machine has no address of its own on the Internet (the best one is {address.host})",
         f"forward TCP and UDP port {address.port} on the router to it, and set `public` to the name or address outside",
     )
-
-
-async def outward(context: Context) -> CheckVerdict:
-    """Which address families clients can reach."""
-    addresses = own_addresses()
-    six = [
-        address
-        for address in addresses
-        if ":" in address and not address.lower().startswith(("fe80", "::1", "fc", "fd"))
-    ]
-    four = [address for address in addresses if ":" not in address and not address.startswith("127.")]
-    if not four and not six:
-        return fail(
-            "this machine has no address but loopback, so clients get nowhere", "mend its network first"
-        )
-    families = " and ".join(name for name, found in (("IPv4", four), ("IPv6", six)) if found)
-    return ok(f"clients reach the network by {families}")
-
-
-async def names(context: Context) -> CheckVerdict:
-    """What answers for the names that clients ask for."""
-    running = context.running_exit
-    if running is not None and running.names is not None:
-        return ok(f"the running exit looks up names by {running.names.by}")
-    return ok(f"names are looked up by {described(read_configuration())}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import beyond, link, machine, reach, speed, start
+from . import beyond, exit_machine, link, machine, reach, speed, start
 from . import exit as exit_side
 from .algorithms import algorithms
 from .checks import Check
@@ -54,8 +54,13 @@ EXIT: Final = (
     Check("invites", exit_side.invites, ("configuration",)),
     Check("listeners", exit_side.listeners, ("configuration",)),
     Check("public address", exit_side.public, ("configuration",)),
-    Check("outward", exit_side.outward),
+    Check("firewall", exit_machine.firewall, ("configuration",)),
+    Check("routes", exit_machine.routes),
+    Check("names", exit_machine.names),
+    Check("target", exit_machine.target, ("configuration",)),
+    Check("clients' clocks", exit_machine.clocks),
+    Check("descriptors", exit_machine.descriptors),
     Check("congestion", congestion),
-    Check("names", exit_side.names),
+    Check("UDP buffers", exit_machine.buffers, ("configuration",)),
     Check("system-wide", machine.tun, ("configuration",)),
 )

@@ -177,5 +177,5 @@ async def test_each_reason_has_its_own_words_and_remedy(running: Running, reason
     running.answer = {"by": "tunnel", "problem": words_of(reason)}
     verdict = await beyond.target(running.context)
     text, remedy = beyond._TARGET_PROBLEMS[reason]
-    assert verdict.text == f"www.example:443: {text}"
-    assert verdict.remedy == remedy.replace("NAME", "www.example")
+    assert verdict.text == f"www.example:443: {text.format(who='the exit')}"
+    assert verdict.remedy == remedy.format(where="at the exit: ", name="www.example", who="the exit")
