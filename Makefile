@@ -20,7 +20,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs man requirements clean
+.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs deb man requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -84,6 +84,12 @@ fuzz: $(VENV)/.fuzz ## every fuzz target, RUNS inputs each, from the seeds in te
 docs: $(VENV)/.docs ## the pages of docs/ as a site, in build/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo "Open build/site/index.html"
+
+deb: $(VENV)/.run ## the package for this Debian and newer ones, in dist
+	@$(call install_package,dpkg-shlibdeps,dpkg-dev)
+	@$(call install_package,strip,binutils)
+	@$(call install_package,patchelf,patchelf)
+	$(BIN)/python -m tools.deb $(ARGS)
 
 man: $(VENV)/.run ## the man pages in docs/man, from --help and configs/
 	$(BIN)/python -m tools.manpages
@@ -212,6 +218,9 @@ test-packages: lab-packages
 	@$(call install_package,zsh,zsh)
 	@$(call install_package,fish,fish)
 	@$(call install_package,tcsh,tcsh)
+	@$(call install_package,debootstrap /usr/sbin/debootstrap,debootstrap)
+	@$(call install_package,dpkg-shlibdeps,dpkg-dev)
+	@$(call install_package,patchelf,patchelf)
 
 # What the hosts of the lab run, all of them network namespaces.
 lab-packages:
