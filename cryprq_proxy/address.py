@@ -38,6 +38,10 @@ MAX_ENCODED = 1 + 1 + MAX_NAME + 2
 MAX_TEXT = 1024
 """Longest text that `parse_host_port` accepts, in characters; far more than any name needs."""
 
+OWN_NAME = "cryprq.test"
+"""The name at which the client answers itself (fronts/own_page.py). It never leaves this machine. Nobody has a name
+below `test` (RFC 6761 section 6.2)."""
+
 _PORT = struct.Struct("!H")
 # RFC 1123 does not allow the underscore in host names, yet such hosts exist.
 _NAME = re.compile(rb"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")

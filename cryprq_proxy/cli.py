@@ -23,7 +23,19 @@ from click.core import ParameterSource
 from . import __version__
 from .base.log import describe, one_line, setup, write_behind
 from .base.program import PROGRAM, to_run
-from .commands import completion, configuration, control, dashboard, doctor, explain, keys, pairing, run, tun
+from .commands import (
+    check,
+    completion,
+    configuration,
+    control,
+    dashboard,
+    doctor,
+    explain,
+    keys,
+    pairing,
+    run,
+    tun,
+)
 from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
 from .commands.connect import command as connect
 from .commands.desktop import command as desktop
@@ -223,6 +235,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     status.status,
     dashboard.dashboard,
     service,
+    check.check,
     doctor.doctor,
     explain.explain,
     connect.connect,

@@ -9,17 +9,22 @@ Where there are rules, the datagrams of one UDP association may take different r
 split_association.py. Without rules the default holds for all. With several exits, though, the stream of
 the tunnel may have to be requested anew at another exit, which is the same to such an association.
 
+The client's own name (OWN_NAME) goes nowhere: a name that does not exist goes in its place. So no resolver sees it, and
+who asks for it hears as late as of any other name that there is none.
+
 A connection keeps the decision that it began with; rules that are loaded later hold for those that come later.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
+from string import ascii_lowercase
 from typing import Any, Final
 
-from ..address import Destination
+from ..address import OWN_NAME, Destination
 from ..errors import ConfigError, DirectRefused, StreamBlocked, StreamReason, StreamRefused
 from ..outbound.bytestream import OriginStream
 from ..rules.engine import Decision, RuleSet
@@ -48,6 +53,7 @@ class Dispatcher:
             raise ConfigError(f'an exit cannot be called "{DIRECT_NAME}"; give it another name')
         self.exits = exits
         self.direct = direct or Direct(exits.slots)
+        self._no_name = _no_name()
         self._counts = dict.fromkeys(Verdict, 0)
         self._rules: RuleSet
         self._always: Decision | None
@@ -87,6 +93,7 @@ class Dispatcher:
             begin(association)
             handler.opened()
             return
+        destination = self._outward(destination)
         decision = self._always or self._rules.decide(*destination)
         exit = decision.action.exit
         self.start(StreamRequest(protocol, destination, handler, begin, exit, decision, Early.AS_CONFIGURED))
@@ -94,6 +101,7 @@ class Dispatcher:
     async def open(self, destination: Destination, early: Early = Early.NEVER) -> OriginStream:
         """See requests.StreamSource. Raises StreamBlocked where a rule blocks the destination, DirectRefused where it
         cannot be reached from this machine, and StreamRefused."""
+        destination = self._outward(destination)
         decision = self.decide(destination)
         verdict = decision.action.verdict
         if verdict is Verdict.BLOCK:
@@ -107,6 +115,9 @@ class Dispatcher:
             if verdict is Verdict.DIRECT:
                 raise DirectRefused(refusal.reason) from None
             raise
+
+    def _outward(self, destination: Destination) -> Destination:
+        return Destination(self._no_name, destination.port) if destination.host == OWN_NAME else destination
 
     def decide(self, destination: Destination) -> Decision:
         """What the rules say of `destination`."""
@@ -183,6 +194,13 @@ class Dispatcher:
             early=early,
             early_refused=by_name(early_refused),
         )
+
+
+def _no_name() -> str:
+    """A name as long as OWN_NAME, below the same domain; one for each start, so that an answer is kept as that of any
+    other name."""
+    label, _, domain = OWN_NAME.partition(".")
+    return "".join(secrets.choice(ascii_lowercase) for _ in label) + "." + domain
 
 
 def _row(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..address import OWN_NAME
 from ..base.log import one_line
 from ..base.program import to_run
 from ..errors import ConfigError
@@ -272,7 +273,7 @@ def join(
             " your own past it, take the # away from the rule at the end of that file"
         )
     click.echo(_how_to_start(config))
-    click.echo(f"  curl -x socks5h://{planned.config.listen} https://example.com/")
+    click.echo(f"  cryprq-proxy check{_named(config)}\nor open http://{OWN_NAME}/ in a browser that uses it")
 
 
 def _ask_to_replace(old: ExitChoice, file: Path, *, asked: bool) -> None:
@@ -292,5 +293,8 @@ def _how_to_start(config: Path | None) -> str:
 
     if config is None and (lines := after_join()):
         return "\n".join(["", *lines, "Try it:"])
-    start = "cryprq-proxy" if config is None else f"cryprq-proxy --config {shlex.quote(str(config))}"
-    return f"\nNow start the proxy:\n  {start}\nand try it:"
+    return f"\nNow start the proxy:\n  cryprq-proxy{_named(config)}\nand see through which exit it goes:"
+
+
+def _named(config: Path | None) -> str:
+    return "" if config is None else f" --config {shlex.quote(str(config))}"

@@ -14,6 +14,15 @@ from ..errors import CryprqError, StreamReason, words_of
 
 type Field = tuple[bytes, bytes]
 
+UNREADABLE: Final[tuple[Field, ...]] = (
+    (b"Cache-Control", b"no-store"),
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"X-Frame-Options", b"DENY"),
+    (b"Cross-Origin-Resource-Policy", b"same-origin"),
+    (b"Referrer-Policy", b"no-referrer"),
+)
+"""Fields of all that the proxy itself answers: no page of the web gets anything of it, in a frame or otherwise."""
+
 
 class RequestRefused(CryprqError):
     """A request that the proxy itself answers; the text names the error and the remedy.
@@ -116,8 +125,8 @@ def error_page(refusal: RequestRefused, *, close: bool) -> tuple[h11.Response, b
     fields: list[Field] = [
         (b"Content-Type", b"text/plain; charset=utf-8"),
         (b"Content-Length", b"%d" % len(body)),
-        (b"Cache-Control", b"no-store"),
-        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Content-Security-Policy", b"default-src 'none'; frame-ancestors 'none'"),
+        *UNREADABLE,
         (b"Proxy-Status", f"cryprq-proxy; error={refusal.error}".encode("ascii")),
         *refusal.fields,
     ]

@@ -39,8 +39,12 @@ from .http_messages import (
     parse_target,
 )
 from .http_origin import Origin, TcpSource
+from .own_page import OWN_PAGE, TellFacts, form, head, no_facts, opens_page
 
 _PSEUDONYM = re.compile("[A-Za-z0-9._-]+")
+
+_OWN_HOSTS = ([OWN_PAGE.host.encode()], [str(OWN_PAGE).encode()])
+"""The values of Host."""
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -62,6 +66,8 @@ class HttpProxy:
     Times are in seconds. `header_timeout` bounds the time for a request's header section. `keepalive_timeout` bounds
     the time of a kept connection without a request, and of an upload after its complete response. `via` is this
     proxy's name for the Via field; without it there is no such field. All HTTP connections have the one budget `turns`.
+    `facts` are told on our own page (own_page.py); `at_page`: the client takes us for the server of that page, which it
+    has asked for by name if `named`.
 
     A cancelled `read` must not consume anything, neither on the client's connection nor on the streams.
     """
@@ -76,6 +82,9 @@ class HttpProxy:
         via: str | None = None,
         header_timeout: float = 30.0,
         keepalive_timeout: float = 120.0,
+        facts: TellFacts = no_facts,
+        at_page: bool = False,
+        named: bool = True,
     ) -> None:
         if via is not None and not _PSEUDONYM.fullmatch(via):
             raise LocalError(f"{via!r} cannot be a proxy's name in a Via field")
@@ -86,6 +95,9 @@ class HttpProxy:
         self._header_timeout = header_timeout
         self._keepalive_timeout = keepalive_timeout
         self._turns = turns
+        self._facts = facts
+        self._at_page = at_page
+        self._named = named
         self._reader = self._client.reader
         self.serving = False
         """Whether a request is being answered, so that the end of the connection is not in order."""
@@ -168,9 +180,15 @@ class HttpProxy:
                 # No body follows. So the request is complete, and the connection survives an error page.
                 self._http.next_event()
             check_request(request)
+            if self._at_page:
+                await self._serve_page(request)
+                return None
             target = parse_target(request)
             if self._credentials is not None:
                 check_authorization(request, self._credentials)
+            if target.destination == OWN_PAGE and opens_page(request):
+                await self._tell(request)
+                return None
             if request.method == b"CONNECT":
                 return await self._connect(target)
             return await self._forward(request, target)
@@ -258,18 +276,48 @@ class HttpProxy:
         reply = self._http.send(forward_response(switched, self._via))
         return HttpTunnel(origin.stream, reply + origin.reader.rest, b"")
 
-    # 3. Errors and the end
+    # 3. Our own page
+
+    async def _serve_page(self, request: h11.Request) -> None:
+        """Answer as the server of the page. What may have come from a page of the web gets a reset, where the name of
+        no host gets a refusal."""
+        host = [value.lower() for name, value in request.headers if name == b"host"]
+        if request.target != b"/" or host not in _OWN_HOSTS or not opens_page(request):
+            await self._miss()
+            raise ClientGone(StreamReason.CONNECTION_RESET)
+        await self._tell(request)
+
+    async def _tell(self, request: h11.Request) -> None:
+        await self._miss()
+        http, written = self._http, form(request)
+        output = http.send(head(written))
+        if request.method != b"HEAD":
+            await self._client.write(output + http.send(h11.Data(data=written.beginning.encode())))
+            output = http.send(h11.Data(data=written.end(await self._facts(), self._named).encode()))
+        await self._client.write(output + http.send(h11.EndOfMessage()))
+
+    async def _miss(self) -> None:
+        """Wait as long as for a name that does not exist."""
+        try:
+            stream = await self._source.open(OWN_PAGE, Early.NEVER)
+        except (StreamRefused, StreamReset):
+            return
+        stream.abort()
+
+    # 4. Errors and the end
 
     async def _refuse(self, refusal: RequestRefused, *, head: bool = False) -> None:
         """Send an error page (without body for HEAD). The connection goes on only if the request is complete."""
         http = self._http
         close = refusal.close or http.their_state in (h11.SEND_BODY, h11.ERROR)
         response, body = error_page(refusal, close=close)
-        output = http.send(response)
-        if not head:
-            output += http.send(h11.Data(data=body))
-        output += http.send(h11.EndOfMessage())
-        await self._client.write(output)
+        await self._answer(response, b"" if head else body)
+
+    async def _answer(self, response: h11.Response, body: bytes) -> None:
+        output = self._http.send(response)
+        if body:
+            output += self._http.send(h11.Data(data=body))
+        await self._client.write(output + self._http.send(h11.EndOfMessage()))
 
     def _drop_origin(self) -> None:
         if self._origin is not None:

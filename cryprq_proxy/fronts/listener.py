@@ -35,6 +35,7 @@ from ..session.turns import TurnBudget
 from .credentials import Credentials
 from .forwarded_connection import ForwardedConnection
 from .http_proxy import HttpProxy, HttpTunnel
+from .own_page import TellFacts, no_facts
 from .socks import SocksServer
 from .socks_connection import SocksConnection
 from .socks_udp import UdpFront
@@ -70,8 +71,9 @@ class ForwardCount:
 class MixedListener:
     """`start`, then `stop`."""
 
-    def __init__(self, source: StreamSource, settings: ListenerSettings) -> None:
+    def __init__(self, source: StreamSource, settings: ListenerSettings, facts: TellFacts = no_facts) -> None:
         self.source = source
+        self._facts = facts
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.sockets = SocketGroup(self.loop, TurnBudget(self.loop.call_soon))
@@ -206,6 +208,12 @@ class MixedListener:
         self.ended()
 
     def serve_http(self, sock: socket.socket, first: bytes) -> None:
+        self._serve(sock, first, at_page=False)
+
+    def serve_page(self, sock: socket.socket, first: bytes) -> None:
+        self._serve(sock, first, at_page=True)
+
+    def _serve(self, sock: socket.socket, first: bytes, *, at_page: bool) -> None:
         set_reset_on_close(sock)
         application = SocketStream(sock)
         proxy = HttpProxy(
@@ -215,6 +223,8 @@ class MixedListener:
             credentials=self.settings.credentials,
             via="cryprq-proxy" if self.settings.via else None,
             header_timeout=self.settings.negotiation_timeout,
+            facts=self._facts,
+            at_page=at_page,
         )
         task = spawn(self._serve_http(application, proxy, first), "http connection")
         exchange = HttpExchange(application, proxy, task)

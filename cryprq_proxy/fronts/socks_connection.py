@@ -22,7 +22,8 @@ from ..outbound.socket_group import SocketGroup
 from ..session.streams import AnyStream, StreamHandler
 from ..session.wire import StreamProtocol
 from .credentials import Credentials
-from .socks import SocksServer
+from .own_page import OWN_PAGE
+from .socks import SocksRequest, SocksServer
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class FrontListener(Protocol):
 
     def serve_http(self, sock: socket.socket, first: bytes, /) -> None:
         """Take over an application that speaks HTTP, as its `first` bytes say."""
+
+    def serve_page(self, sock: socket.socket, first: bytes, /) -> None:
+        """Take over an application that has been told that it is connected to our own page; `first` may be empty."""
 
     def serve_udp(self, sock: socket.socket, socks: SocksServer, /) -> None:
         """Take over an application that has asked for a UDP association."""
@@ -132,13 +136,19 @@ class SocksConnection(StreamHandler):
             self._farewell()
         elif socks.request is not None:
             self.negotiating = False
-            if socks.request.command is Cmd.CONNECT:
-                self._listener.source.request(
-                    StreamProtocol.TCP, socks.request.destination, self, self._begin
-                )
-            else:
-                self._hand_on()
-                self._listener.serve_udp(sock, socks)
+            self._ask(socks, socks.request)
+
+    def _ask(self, socks: SocksServer, request: SocksRequest) -> None:
+        """Do what is requested."""
+        listener = self._listener
+        if request.command is not Cmd.CONNECT:
+            self._hand_on()
+            listener.serve_udp(self._sock, socks)
+        elif request.destination != OWN_PAGE:
+            listener.source.request(StreamProtocol.TCP, request.destination, self, self._begin)
+        elif self._send(socks.succeed(None)):
+            self._hand_on()
+            listener.serve_page(self._sock, socks.leftover)
 
     def _readable_while_waiting(self) -> None:
         """Data, or the end, before the target is connected: the relay will read it. A reset ends the connection.

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from ..address import Destination
+from ..address import OWN_NAME, Destination
 from ..base.faults import report_fault
 from ..client.requests import NOWHERE, StreamSource
 from ..errors import StreamReason
@@ -99,7 +99,7 @@ class UdpFront(StreamHandler):
                 destination, payload = parse_datagram(data)
             except DatagramError:
                 continue
-            if self._is_application(address):
+            if self._is_application(address) and destination.host != OWN_NAME:
                 stream.send_datagram(destination, payload)
 
     def _is_application(self, address: tuple[str, int]) -> bool:

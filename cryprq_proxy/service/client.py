@@ -57,6 +57,7 @@ from ..session.retention import SlotPool
 from ..status import AskedExit, ClientStatus, ForwardStatus, OpenConnection, RulesStatus
 from ..web.guard import new_token
 from .explanation import EXPLAIN, RulesInForce
+from .facts import OwnFacts
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 from .tun_mode import NO_TUN, Confirmation, TunMode, TunModePlan
 
@@ -315,7 +316,7 @@ class RunningClient(Actions):
 
     async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
         """Take connections of applications until the stack ends. Raises CryprqError."""
-        listener = MixedListener(self._dispatcher, settings)
+        listener = MixedListener(self._dispatcher, settings, OwnFacts(self._exits))
         self._listener = listener
         self.work = listener.work
         with explained([settings.listen]):

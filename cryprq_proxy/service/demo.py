@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ..address import Destination
+from ..address import OWN_NAME, Destination
 from ..client.dispatcher import Dispatcher
 from ..client.exit_entry import PlannedExit, entry_maker
 from ..client.exits import keep_up, plan_exits
@@ -30,6 +30,7 @@ from ..rules.engine import EVERYTHING
 from ..session.retention import SlotPool
 from .client import listener_settings
 from .exit import exit_settings
+from .facts import OwnFacts
 from .startup import explained
 
 
@@ -60,8 +61,8 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         slots = SlotPool()
         make = entry_maker(client_identity, provider, slots)
         exits = plan_exits([PlannedExit("exit", 1, link_settings)], make, slots, failback=config.failback)
-        dispatcher = Dispatcher(exits, EVERYTHING)
-        listener = MixedListener(dispatcher, listener_settings(config))
+        dispatcher, facts = Dispatcher(exits, EVERYTHING), OwnFacts(exits)
+        listener = MixedListener(dispatcher, listener_settings(config), facts)
         try:
             proxy = listener.start()
         except OSError as error:
@@ -70,7 +71,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
                     raise
             say(f"{config.listen} is in use by another program, so the demo takes a free port.")
             free = replace(listener_settings(config), listen=Destination(config.listen.host, 0))
-            listener = MixedListener(dispatcher, free)
+            listener = MixedListener(dispatcher, free, facts)
             with explained([free.listen]):
                 proxy = listener.start()
         dispatcher.direct.never_to(proxy)
@@ -81,5 +82,6 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         COLLECTOR.start()
         say(f"The proxy listens on {proxy}, for SOCKS5, SOCKS4a and HTTP. Try:")
         say(f"  curl -x socks5h://{proxy} https://example.com/")
+        say(f"  curl -x socks5h://{proxy} http://{OWN_NAME}/")
         say("Ctrl-C ends the demo.")
         await stop.wait(link)

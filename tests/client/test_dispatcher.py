@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cryprq_proxy.address import Destination
+from cryprq_proxy.address import OWN_NAME, Destination
 from cryprq_proxy.client.direct import Direct, DirectAssociation
 from cryprq_proxy.client.dispatcher import MAX_ROWS, Dispatcher
 from cryprq_proxy.client.requests import NOWHERE, Early
@@ -133,6 +133,20 @@ async def test_opening_names_the_rule_that_blocks(office: Office) -> None:
             await office.dispatcher.open(destination)
         assert (blocked.value.rule, blocked.value.reason) == (rule, StreamReason.NOT_ALLOWED)
     assert office.dispatcher.counts().by["block"] == 2
+
+
+async def test_our_own_name_goes_nowhere(office: Office) -> None:
+    """Another name does, which nobody has: the same one each time, as of another name."""
+    for _ in range(2):
+        office.request(Destination(OWN_NAME, 80))
+    asking = asyncio.ensure_future(office.dispatcher.open(Destination(OWN_NAME, 443)))
+    await asyncio.sleep(0)
+    targets = [row[1] for row in office.rows()]
+    [name] = {target.partition(":")[0] for target in targets}
+    assert sorted(target.partition(":")[2] for target in targets) == ["443", "80", "80"]
+    assert name != OWN_NAME and len(name) == len(OWN_NAME) and name.endswith(".test")
+    assert name != Office().dispatcher._no_name
+    asking.cancel()
 
 
 async def test_opening_through_an_exit(office: Office) -> None:

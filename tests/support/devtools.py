@@ -15,7 +15,7 @@ import aiohttp
 
 from tests.support.browser import started
 
-FLAGS = ("--mute-audio", "--no-proxy-server", "--hide-scrollbars", "--remote-debugging-port=0")
+FLAGS = ("--mute-audio", "--hide-scrollbars", "--remote-debugging-port=0")
 PATIENCE = 30.0
 
 
@@ -127,9 +127,10 @@ class Tab:
 
 
 @asynccontextmanager
-async def chromium(directory: Path, *flags: str) -> AsyncIterator[Browser]:
-    """A browser with a profile of its own, ended with all its helpers."""
-    with started(directory, *FLAGS, *flags, "about:blank") as process:
+async def chromium(directory: Path, *flags: str, proxy: str | None = None) -> AsyncIterator[Browser]:
+    """A browser with a profile of its own, which asks the `proxy`, a URL, ended with all its helpers."""
+    proxied = "--no-proxy-server" if proxy is None else f"--proxy-server={proxy}"
+    with started(directory, *FLAGS, proxied, *flags, "about:blank") as process:
         port = await _port(directory / "profile" / "DevToolsActivePort", process)
         async with aiohttp.ClientSession() as http:
             yield Browser(http, port)

@@ -13,6 +13,7 @@ from cryprq_proxy.client.requests import Early
 from cryprq_proxy.errors import StreamReason, StreamRefused, StreamReset
 from cryprq_proxy.fronts.credentials import Credentials
 from cryprq_proxy.fronts.http_proxy import HttpProxy, HttpTunnel
+from cryprq_proxy.fronts.own_page import TellFacts, no_facts
 from cryprq_proxy.session.turns import TurnBudget
 
 PATIENCE = 30.0
@@ -160,9 +161,12 @@ class Stage:
         credentials: Credentials | None = None,
         via: str | None = None,
         turns: TurnBudget | None = None,
+        facts: TellFacts = no_facts,
+        at_page: bool = False,
         **limits: float,
     ) -> None:
         self.client = FakeStream()
+        self.asked: list[Destination] = []
         self.opened: list[tuple[Destination, FakeStream]] = []
         self.early: list[Early] = []
         """How each was opened."""
@@ -172,7 +176,10 @@ class Stage:
         """Why the client's connection is to be aborted."""
         self.done = False
         turns = turns or TurnBudget(asyncio.get_running_loop().call_soon)
-        self.proxy = HttpProxy(self.client, self, turns, credentials=credentials, via=via, **limits)
+        self.proxy = HttpProxy(
+            self.client, self, turns, credentials=credentials, via=via,
+            facts=facts, at_page=at_page, named=True, **limits,
+        )  # fmt: skip
         self._first: asyncio.Future[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self._coming: list[FakeStream] = []
@@ -184,6 +191,7 @@ class Stage:
         return stream
 
     async def open(self, destination: Destination, early: Early) -> FakeStream:
+        self.asked.append(destination)
         if destination in self.refusals:
             raise StreamRefused(self.refusals[destination])
         stream = self._coming.pop(0) if self._coming else FakeStream()

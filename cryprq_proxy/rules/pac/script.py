@@ -24,7 +24,7 @@ from ipaddress import IPv6Address, ip_address
 from itertools import groupby
 from typing import Final
 
-from ...address import Destination, packed
+from ...address import OWN_NAME, Destination, packed
 from ..engine import RuleSet, pattern
 from ..syntax import Rule, RuleAction, Verdict, shown
 from .tables import Cut, Tables, before, cut_at, is_direct, key_count, make_tables
@@ -144,7 +144,7 @@ function groupOf(url, host) {
   if (!match) return 0;
   port = match[3] ? +match[3] : SCHEMES[match[1].toLowerCase()];
   name = plain(match[2]);
-  if (!(port >= 0 && port <= 65535) || name !== plain(host)) return 0;
+  if (!(port >= 0 && port <= 65535) || name !== plain(host) || name === OWN_NAME) return 0;
   if (name.indexOf(":") >= 0) {
     value = parse6(name);
     if (!value) return 0;
@@ -215,7 +215,7 @@ def _render(tables: Tables, rules: RuleSet, cut: Cut, proxy: str) -> str:
     ]
     if cut.rule < len(rules.rules):
         lines.append(f"// This file holds no more: from rule {cut.rule + 1} on, the proxy alone decides.")
-    lines.append(f"var PROXY = {json.dumps(proxy)};")
+    lines.append(f"var PROXY = {json.dumps(proxy)}, OWN_NAME = {json.dumps(OWN_NAME)};")
     return "\n".join([*lines, *_data(tables)]) + "\n" + _SCRIPT
 
 
@@ -246,6 +246,8 @@ def _json(value: object) -> str:
 
 def explain(rules: RuleSet, host: str, port: int) -> str:
     """One sentence: the PAC file's answer for `host` (canonical, as in a `Destination`), and its rule."""
+    if host == OWN_NAME:
+        return "the PAC file sends it to the proxy, which answers itself"
     _, cut = _fit(rules)
     name = packed(host) is None
     doubt = ""

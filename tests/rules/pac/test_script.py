@@ -271,6 +271,13 @@ def test_what_is_no_url_goes_to_the_proxy(url: str, host: str) -> None:
     assert engine(default=DIRECT_).ask(url, host) == PROXY
 
 
+@pytest.mark.parametrize("host", ["cryprq.test", "CRYPRQ.test."])
+def test_our_own_name_goes_to_the_proxy(host: str) -> None:
+    """Even where everything is direct: no resolver sees it."""
+    assert engine(default=DIRECT_).ask(f"http://{host}/", host) == PROXY
+    assert "answers itself" in explain(RuleSet((), DIRECT_), "cryprq.test", 80)
+
+
 def test_calls_that_are_none_go_to_the_proxy() -> None:
     context = quickjs.Context()
     context.eval(pac(RuleSet((), DIRECT_), SOCKS, HTTP))
