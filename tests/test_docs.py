@@ -154,6 +154,11 @@ def test_places_named_in_the_text_exist(page: Path) -> None:
             assert (ROOT / name).exists() or (ROOT / "cryprq_proxy" / name).exists(), f"{page.name}: {name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_no_page_holds_both_sides_of_a_merge(page: Path) -> None:
+    assert not re.search(r"^(<{7}|>{7}) ", page.read_text(), re.MULTILINE), page.name
+
+
 def anchor(heading: str) -> str:
     """The fragment that leads to a heading: small letters, hyphens for spaces, no other punctuation."""
     return re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-")
