@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from cryprq_proxy.address import Destination  # noqa: E402
+from cryprq_proxy.web import history  # noqa: E402
 from cryprq_proxy.web.events import Events  # noqa: E402
 from cryprq_proxy.web.guard import new_token  # noqa: E402
 from cryprq_proxy.web.server import AdminServer  # noqa: E402
@@ -24,8 +25,8 @@ from tests.support.devtools import Browser, Tab, chromium  # noqa: E402
 from tests.support.web_fakes import TUN, World  # noqa: E402
 
 MAX_SIZE = 150 << 10
-SAMPLES = 125
-"""Seconds that the page is shown before the picture is taken, in a hundredth of the time."""
+SAMPLES = 20
+"""Seconds that the page is shown before the picture is taken, in a fiftieth of the time."""
 
 
 async def main(directory: Path) -> None:
@@ -52,13 +53,17 @@ async def shoot(
         return world.now
 
     token = new_token()
-    server = AdminServer(Destination("127.0.0.1", 0), world, token, Events(world, 0.02, clock))
+    events = Events(world, 0.02, clock)
+    for _ in range(history.SAMPLES + 1):
+        world.advance(history.SECONDS - 1)  # and one second with each look
+        events.history.look()
+    server = AdminServer(Destination("127.0.0.1", 0), world, token, events)
     address = await server.start()
     try:
         async with browser.tab() as tab:
             await tab.look(scheme, width, height)
             await tab.open(f"http://{address}/#token={token}")
-            await tab.until(f"samples.length >= {SAMPLES - 5}")
+            await tab.until(f"samples.length >= {history.SAMPLES + SAMPLES}")
             to.write_bytes(smaller(await tab.picture(whole=whole)))
             await report(tab, to)
     finally:

@@ -65,6 +65,7 @@ from cryprq_proxy.recovery import bandwidth, flight, pacer, received, recovery
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
 from cryprq_proxy.service import exit as exit_service
+from cryprq_proxy.service import facts
 from cryprq_proxy.session import (
     control_rates,
     epochs,
@@ -84,7 +85,7 @@ from cryprq_proxy.session import (
     windows,
     wire,
 )
-from cryprq_proxy.web import connections, events, metrics, server
+from cryprq_proxy.web import connections, events, history, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
 from tun import exit_network, journal
@@ -533,6 +534,12 @@ REACHED = {
         "web/test_server.py::test_listeners_are_bounded_and_stop_ends_them",
         "web/test_server.py::test_a_listener_that_takes_nothing_is_cut_off",
     ],
+    "samples of the throughput that are kept for the dashboard, one every 5 s": [
+        "web/test_history.py::test_ten_minutes_are_kept_and_no_more",
+    ],
+    "reports that the exit is asked for because of our own page: at a time; how long one is told to all who ask": [
+        "service/test_facts.py::test_many_who_ask_at_once_cost_one_question",
+    ],
     "connections listed; peers in the status; series of a metric": [
         "client/test_dispatcher.py::test_very_many_connections",
         "client/test_dispatcher.py::test_very_many_connections_of_two_exits",
@@ -900,6 +907,11 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "body of a request; time for it": [server.MAX_BODY, server.BODY_SECONDS],
     "pages with live data; one that takes nothing": [events.MAX_LISTENERS, events.WRITE_SECONDS],
+    "samples of the throughput that are kept for the dashboard, one every 5 s": [history.SAMPLES],
+    "reports that the exit is asked for because of our own page: at a time; how long one is told to all who ask": [
+        1,
+        facts.KEPT_SECONDS,
+    ],
     "connections listed; peers in the status; series of a metric": [
         dispatcher.MAX_ROWS,
         exit_service.MAX_PEERS_TOLD,

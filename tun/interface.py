@@ -28,7 +28,7 @@ from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.rules.lists import ListedNames
-from cryprq_proxy.status import TunStatus
+from cryprq_proxy.status import Traffic, TunStatus
 
 from .device.coalesce import UdpJoiner
 from .device.kept import DeviceFact
@@ -87,6 +87,9 @@ class NoInterface:
     def status(self) -> TunStatus:
         """The interface's part of it."""
         return TunStatus()
+
+    def traffic(self) -> Traffic:
+        return Traffic()
 
 
 class TunInterface(NoInterface):
@@ -242,6 +245,9 @@ class TunInterface(NoInterface):
         mtu = MTU if size is None else max(MIN_MTU, min(MTU, size - SLICE_OVERHEAD))
         if mtu != self._device.mtu:
             await self._device.set_mtu(mtu)
+
+    def traffic(self) -> Traffic:
+        return self._device.traffic()
 
     def status(self) -> TunStatus:
         resolver = self._foundation.resolver

@@ -35,7 +35,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from cryprq_proxy.lane.slices import Run
 from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.session.wire import MAX_TAKEN
-from cryprq_proxy.status import TunStatus
+from cryprq_proxy.status import Traffic, TunStatus
 
 from . import sysctl
 from .device.linux import Tun
@@ -336,6 +336,9 @@ class Tunnel:
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
         await self._kill_switch.pause(seconds)
+
+    def traffic(self) -> Traffic:
+        return self._interface.traffic()
 
     async def status(self) -> TunStatus:
         """What `cryprq-proxy status` shows, and `cryprq-proxy leaktest` must know."""

@@ -30,11 +30,11 @@ from ..errors import StreamReason, StreamRefused, words_of
 from ..outbound.bytestream import OriginStream
 from ..session.liveness import UNKNOWN_ROUND_TRIP
 from ..session.retention import SlotPool
-from ..session.session import SessionLimits
+from ..session.session import Session, SessionLimits
 from ..session.status import session_status
 from ..session.streams import Stream, StreamHandler
 from ..session.wire import StreamProtocol
-from ..status import ClientStatus, ExitAddress
+from ..status import ClientStatus, ExitAddress, Traffic
 from .kept_session import PROOF_SECONDS
 from .link import ClientLink
 from .packet_ports import NO_NETWORK, ClientNetwork
@@ -410,11 +410,18 @@ class Client:
 
     # --- what others read --------------------------------------------------------------------------------------------
 
+    def traffic(self) -> Traffic:
+        """Bytes of all sessions since the start."""
+        return self._kept.totals.bytes(*self._live())
+
+    def _live(self) -> list[Session]:
+        session = self._kept.session
+        return [*self._link.left] if session is None else [*self._link.left, session]
+
     def status(self) -> ClientStatus:
         """What `cryprq-proxy status` shows of this link."""
         link, kept = self._link, self._kept
         session, packet_link = kept.session, kept.packet_link
-        live = [*link.left] if session is None else [*link.left, session]
         packets = None if packet_link is None else packet_link.status()
         return ClientStatus(
             peer_id=str(self._identity.peer_id),
@@ -428,7 +435,7 @@ class Client:
             session=None
             if session is None or link.opens
             else session_status(session, clock(), link.carriers_of_paths(), packets),
-            bytes=kept.totals.bytes(*live),
-            rotations=kept.totals.rotations(*live),
+            bytes=self.traffic(),
+            rotations=kept.totals.rotations(*self._live()),
             packets=packets,
         )

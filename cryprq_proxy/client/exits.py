@@ -418,6 +418,11 @@ class Exits(ClientObserver):
         refused = sum((client.early_refused for client in clients), self._early_refused)
         return sum((client.early for client in clients), self._early), refused
 
+    def traffic(self) -> Traffic:
+        """Bytes of all links since the start."""
+        each = [self._past, *(entry.client.traffic() for entry in self.all)]
+        return Traffic(sent=sum(one.sent for one in each), received=sum(one.received for one in each))
+
     def status(self) -> ClientStatus:
         """That of the active exit's link, and all exits."""
         links = [(entry, entry.client.status()) for entry in self.entries]
@@ -426,10 +431,7 @@ class Exits(ClientObserver):
         return structs.replace(
             active,
             waiting=active.waiting + len(self._waiting),
-            bytes=Traffic(
-                sent=sum((link.bytes.sent for link in moved), self._past.sent),
-                received=sum((link.bytes.received for link in moved), self._past.received),
-            ),
+            bytes=self.traffic(),
             rotations=sum((link.rotations for link in moved), self._past_rotations),
             exits=tuple(self._entry_status(entry, link) for entry, link in links),
         )

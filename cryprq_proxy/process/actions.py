@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from ..errors import CryprqError
-from ..status import AskedExit, OpenConnection, Status
+from ..status import AskedExit, OpenConnection, Status, Traffic
 
 MAX_PAUSE: Final = 3600
 """Seconds of a pause; the packet filter (tun/firewall/filter.py) opens for no longer either."""
@@ -21,6 +21,10 @@ class Actions:
     """All methods are called in the event loop, and raise CryprqError if the action fails."""
 
     async def status(self) -> Status:
+        raise NotImplementedError
+
+    def traffic(self) -> Traffic:
+        """The bytes since the start, of streams and of packets; costs little."""
         raise NotImplementedError
 
     def streams(self) -> Sequence[OpenConnection]:

@@ -54,7 +54,7 @@ from ..rules.engine import RuleSet, load_rules
 from ..rules.lists import unreported
 from ..rules.pac.script import pac
 from ..session.retention import SlotPool
-from ..status import AskedExit, ClientStatus, ForwardStatus, OpenConnection, RulesStatus
+from ..status import AskedExit, ClientStatus, ForwardStatus, OpenConnection, RulesStatus, Traffic
 from ..web.guard import new_token
 from .explanation import EXPLAIN, RulesInForce
 from .facts import OwnFacts
@@ -297,6 +297,10 @@ class RunningClient(Actions):
             tun=await self._tun.status(),
         )
         return self._process.add_to(told)
+
+    def traffic(self) -> Traffic:
+        links, packets = self._exits.traffic(), self._tun.traffic()
+        return Traffic(sent=links.sent + packets.sent, received=links.received + packets.received)
 
     def streams(self) -> Sequence[OpenConnection]:
         return self._dispatcher.connections()

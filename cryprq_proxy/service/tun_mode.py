@@ -16,7 +16,7 @@ from ..client.packet_ports import ClientNetwork, NoNetwork
 from ..errors import CryprqError
 from ..process.lifecycle import Stop
 from ..rules.engine import RuleSet
-from ..status import TunStatus
+from ..status import Traffic, TunStatus
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ class TunMode(ClientNetwork, Protocol):
 
     async def status(self) -> TunStatus | None:
         return None
+
+    def traffic(self) -> Traffic:
+        """Bytes of packets from and to this machine, since the start."""
+        return Traffic()
 
     async def close(self, *failure: Any) -> None:
         return

@@ -2,7 +2,7 @@
 /* Shows what the program tells. All text of it is set with textContent, after show(): names and targets are chosen by
    strangers. Nothing else is ever parsed as HTML (Trusted Types see to that). */
 
-const SECONDS = 120;              // of the chart
+const SECONDS = 600;              // of the chart
 const SILENCE = 5000;             // ms without an event until the program counts as gone
 const HIDDEN = 60000;             // ms after which a page that nobody sees stops listening
 const ROWS = 200;                 // streams shown at first, and with each "more"
@@ -56,10 +56,19 @@ const part = (value) => (value && typeof value === "object" && !Array.isArray(va
 // --- the token ---
 
 /* It comes in the fragment, which no server and no Referer ever sees, and leaves the address bar at once. */
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
-if (given) sessionStorage.setItem("token", given);
-if (location.hash.includes("token=")) history.replaceState(null, "", location.pathname);
+function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) sessionStorage.setItem("token", given);
+  if (location.hash.includes("token=")) history.replaceState(null, "", location.pathname);
+  return given;
+}
+takeToken();
 let token = sessionStorage.getItem("token");
+/* Pasted into a tab that is open: the browser loads nothing anew. */
+addEventListener("hashchange", () => {
+  token = takeToken() ?? token;
+  permit();
+});
 
 function permit() {
   $("readonly").hidden = Boolean(token);
@@ -155,6 +164,7 @@ function take(event) {
   const value = JSON.parse(data[1]);
   if (name[1] === "status") showStatus(part(value.status), value.at);
   else if (name[1] === "streams") showStreams(list(value));
+  else if (name[1] === "history") remember(list(value));
 }
 
 let hiding = 0;
@@ -191,7 +201,7 @@ function showStatus(status, at) {
   showRules(status);
   showTun(status.tun);
   showPaths(part(status.session));
-  showEpochs(part(status.session));
+  showEpochs(status);
   showErrors(list(status.errors));
   permit();
 }
@@ -327,8 +337,11 @@ function showExits(status) {
     if (input && document.activeElement !== input && !input.dataset.asked) input.checked = chosen;
     if (input && input.dataset.asked && chosen) { delete input.dataset.asked; input.checked = true; }
     if (exit.auto) return;
-    row.querySelector(".badge").hidden = !exit.active;
-    const carrier = part(exit.carrier), ok = exit.healthy;
+    const carrier = part(exit.carrier), ok = exit.healthy, badge = row.querySelector(".badge");
+    badge.hidden = !exit.active;
+    badge.className = `badge${ok ? "" : " idle"}`;
+    text(badge, ok ? "in use" : "chosen");
+    row.classList.toggle("ill", !ok);
     const kind = typeof exit.carrier === "string" ? exit.carrier : carrier.kind;
     const address = String(exit.address ?? carrier.address ?? "").replace(/^wss?:\/\//, "");
     text(row.querySelector(".where"), [address, CARRIERS[kind] ?? kind, `priority\u00a0${exit.priority ?? 1}`].filter(Boolean).join(" · "));
@@ -436,6 +449,7 @@ function streamRow(stream) {
 
 function updateRow({cells}, stream) {
   text(cells[3], stream.exit || "–");
+  cells[3].classList.toggle("none", !stream.exit);
   text(cells[4], duration(stream.age));
   text(cells[5], size(stream.sent));
   text(cells[6], size(stream.received));
@@ -470,11 +484,15 @@ function showPaths(session) {
     size(path.in_flight), size(path.bytes_sent), size(path.bytes_received)]));
 }
 
-function showEpochs(session) {
-  const epochs = list(session.epochs);
-  text($("epochs-text"), epochs.length ? `fresh keys by both exchanges each time; ${many(session.rotations ?? 0, "rotation")} so far` : "");
+/* Of all exits that have a session: the one in use first, each with its name where there are several. */
+function showEpochs(status) {
+  const own = {...EXIT(status), session: part(status.session)};
+  const sessions = [own, ...list(status.exits).filter((exit) => !exit.active)].filter((exit) => list(part(exit.session).epochs).length);
+  const epochs = sessions.flatMap((exit) => exit.session.epochs.map((epoch) => ({...epoch, name: sessions.length > 1 ? `${exit.name} ` : ""})));
+  const rotations = sessions.reduce((sum, exit) => sum + (exit.session.rotations ?? 0), 0);
+  text($("epochs-text"), epochs.length ? `fresh keys by both exchanges each time; ${many(rotations, "rotation")} so far` : "");
   ledger("epochs", ["Epoch", "", "", "Age", "Lasted", "Sent", "Received"], epochs.map((epoch) => [epoch.current,
-    epoch.number, epoch.exchange, epoch.cipher, duration(epoch.since), epoch.current ? "in use" : duration(epoch.lasted), size(epoch.bytes_sent), size(epoch.bytes_received)]));
+    epoch.name + epoch.number, epoch.exchange, epoch.cipher, duration(epoch.since), epoch.current ? "in use" : duration(epoch.lasted), size(epoch.bytes_sent), size(epoch.bytes_received)]));
 }
 
 /* The rows of a table: whether each is the present one, and its cells; labels stand before the cells where it is narrow. */
@@ -526,6 +544,13 @@ function showThroughput(status, at) {
   drawChart();
 }
 
+/* What the program has kept stands for all that this page has seen until then. */
+function remember(kept) {
+  if (!kept.length) return;
+  const last = kept.at(-1)[0], since = samples.filter((one) => one.at > last);
+  samples.splice(0, samples.length, ...kept.map(([at, up, down]) => ({at, up, down})), ...since);
+}
+
 function rate(node, value) {
   const [number, unit] = parts(value);
   text(node.firstChild ?? node.appendChild(document.createTextNode("")), number);
@@ -563,7 +588,7 @@ function drawChart() {
     pen.beginPath(); pen.moveTo(left, line); pen.lineTo(right, line); pen.stroke();
   }
   pen.fillStyle = colour("--soft");
-  [[120, "left", "2 min ago"], [60, "center", "1 min"], [0, "right", "now"]].forEach(([ago, align, label]) => { pen.textAlign = align; pen.fillText(label, x(now - ago), height - 4); });
+  [[600, "left", "10 min ago"], [300, "center", "5 min"], [0, "right", "now"]].forEach(([ago, align, label]) => { pen.textAlign = align; pen.fillText(label, x(now - ago), height - 4); });
   for (const [key, name, filled] of [["down", "--down", 0.14], ["up", "--up", 0.1]]) {
     if (samples.length < 2) continue;
     pen.beginPath();
@@ -581,7 +606,7 @@ function drawChart() {
     pen.fillText(label, left, line);
   }
   const last = samples.at(-1);
-  if (last) canvas.setAttribute("aria-label", `Throughput of the last two minutes: now ${size(last.down)} a second down, ${size(last.up)} up; at most ${size(peak)} a second`);
+  if (last) canvas.setAttribute("aria-label", `Throughput of the last ten minutes: now ${size(last.down)} a second down, ${size(last.up)} up; at most ${size(peak)} a second`);
 }
 addEventListener("resize", drawChart);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawChart);

@@ -4,7 +4,8 @@
 
 A listener gets the newest events when it is ready for them and never sees those in between, so a slow one costs no
 memory. One that takes nothing for WRITE_SECONDS is cut off. The events (server-sent events, HTML
-standard section 9.2): `status`, with `at` (Unix seconds) beside it, and `streams`.
+standard section 9.2): `status`, with `at` (Unix seconds) beside it, and `streams`; before them, once, `history`: the
+samples of the last ten minutes (history.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from aiohttp import web
 from ..base.tasks import spawn
 from ..base.text import to_json
 from ..process.actions import Actions
+from .history import History
 
 MAX_LISTENERS: Final = 16
 """Open pages at once; further ones are refused."""
@@ -33,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Events:
-    """`serve` answers one request for live data; `stop` ends all of them. `clock` gives Unix seconds."""
+    """`start`; then `serve` answers one request for live data; `stop` ends all of them. `clock` gives Unix seconds."""
 
     def __init__(
         self, actions: Actions, seconds: float = SECONDS, clock: Callable[[], float] = time.time
@@ -41,6 +43,7 @@ class Events:
         self._actions = actions
         self._seconds = seconds
         self._clock = clock
+        self.history = History(actions.traffic, clock)
         self._ticked = asyncio.Event()
         self._latest: _Event | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -60,6 +63,8 @@ class Events:
         self.listeners += 1
         try:
             await response.prepare(request)
+            if self.history.samples:
+                await response.write(b"event: history\ndata: %b\n\n" % to_json(list(self.history.samples)))
             await self._follow(request, response)
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
@@ -113,8 +118,13 @@ class Events:
         rows = self._actions.streams()
         return _Event(status, b"event: streams\ndata: %b\n\n" % to_json(rows), True, len(rows))
 
+    def start(self) -> None:
+        """Begin to remember the throughput."""
+        self.history.start()
+
     def stop(self) -> None:
         """End all answers, at once for those that wait."""
+        self.history.stop()
         self._stopping = True
         self._wake()
 

@@ -185,6 +185,11 @@ class AdminServer(MetricsServer):
             web.post("/api/reload", self._reload),
         ]
 
+    async def start(self) -> Destination:
+        bound = await super().start()
+        self._events.start()
+        return bound
+
     async def stop(self) -> None:
         self._events.stop()
         await super().stop()

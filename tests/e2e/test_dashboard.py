@@ -26,7 +26,7 @@ from tests.support.devtools import Browser, Tab, chromium, each_of
 from tests.support.programs import World as Programs
 from tests.support.programs import free_port
 from tests.support.targets import TcpTarget
-from tests.support.web_fakes import TUN, World
+from tests.support.web_fakes import TUN, World, epochs
 
 LOOPBACK = Destination("127.0.0.1", 0)
 TOKEN = new_token()
@@ -237,6 +237,106 @@ async def test_with_the_token_one_closes_and_switches(site: Site, tab: Tab) -> N
     await tab.open("about:blank")
     await tab.open(site.url)  # the same tab still has the token
     await tab.until("document.querySelector('#rows .close:enabled')")
+
+
+async def test_the_address_with_the_token_pasted_into_an_open_tab(site: Site, tab: Tab) -> None:
+    """The browser loads nothing anew then, as only the fragment is another one."""
+    await tab.open(site.url)
+    await tab.until("document.querySelector('#rows .close')")
+    await tab.run("window.before = true")
+    await tab.open(f"{site.url}#token={TOKEN}")
+    await tab.until("document.querySelector('#rows .close:enabled')")
+    assert await tab.run("window.before && document.getElementById('readonly').hidden")
+    assert await tab.run("location.href") == site.url, "the token is still in the address bar"
+    await tab.run("document.getElementById('reload').click()")
+    await told(site, lambda: site.world.reloads == 1)
+    await tab.run("location.hash = '#streams'")
+    assert await tab.run("!document.getElementById('reload').disabled"), (
+        "another fragment takes the token away"
+    )
+
+
+LONG = "r4---sn-4g5e6nsz-with-a-rather-long-label.subdomain.of.a.provider.example.net:443"
+
+
+async def test_names_are_not_cut(site: Site, tab: Tab) -> None:
+    site.world.open[0] |= {
+        "target": LONG,
+        "rule": "a rule with a name of many words " * 3,
+        "exit": "office-in-the-city",
+    }
+    site.world.open[1] |= {"age": 86_280.0, "sent": 1_000 << 20, "received": 1_000 << 30}
+    await tab.look("light", 1280, 900)
+    await tab.open(site.url)
+    await tab.until("document.querySelectorAll('#rows tr').length > 1")
+    cut = await tab.run(
+        "[...document.querySelectorAll('#rows td')].filter((one) => one.scrollWidth > one.clientWidth)"
+        ".map((one) => one.textContent)"
+    )
+    assert cut == []
+    assert LONG in str(await tab.run("document.getElementById('rows').innerText.replaceAll('\\n', '')"))
+
+
+async def test_a_card_on_the_phone_says_which_exit(site: Site, tab: Tab) -> None:
+    await tab.look("light", *PHONE)
+    await tab.open(site.url)
+    await tab.until("document.querySelector('#rows tr')")
+    seen = each_of(
+        await tab.run(
+            "[...document.querySelectorAll('#rows tr')].map((one) => [one.querySelector('td span').textContent,"
+            " one.children[3].getClientRects().length ? one.children[3].innerText : ''])"
+        )
+    )
+    exits = {each["target"]: each["exit"] for each in site.world.open}
+    assert dict(seen) == exits
+    overlaps = await tab.run(
+        "[...document.querySelectorAll('#rows td')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    )
+    assert overlaps == 0
+
+
+async def test_what_is_down_is_not_in_use(site: Site, tab: Tab) -> None:
+    """A green "in use" stood beside "link down"."""
+    site.world.up, site.world.pinned = False, "home"
+    await tab.open(site.url)
+    await tab.until("document.querySelectorAll('#exits .exit').length === 4")
+    badges = "[...document.querySelectorAll('#exits .badge:not([hidden])')].map((one) => one.textContent)"
+    look = (
+        "[document.querySelector('#exits .badge:not([hidden])')].map((one) => [getComputedStyle(one).color,"
+        " getComputedStyle(one.closest('.exit')).backgroundColor])[0]"
+    )
+    await tab.until("document.querySelector('#exits .badge:not([hidden])')")
+    assert await tab.run(badges) == ["chosen"]
+    down = each_of(await tab.run(look))
+    site.world.up = True
+    await tab.until(f"{badges}.join() === 'in use'")
+    up = each_of(await tab.run(look))
+    assert down[0] != up[0] and down[1] != up[1], "it looks as if it were in use"
+
+
+async def test_the_last_ten_minutes_are_there_when_it_is_opened(site: Site, tab: Tab) -> None:
+    kept = site.server._events.history
+    for _ in range(200):
+        site.world.advance(4.0)  # and one second with each look
+        kept.look()
+    last = kept.samples[-1].at
+    await tab.open(site.url)
+    await tab.until("samples.length > 0")
+    first = each_of(await tab.run(f"samples.filter((one) => one.at <= {last}).map((one) => one.down)"))
+    assert len(first) >= 115 and min(first) > 0
+    assert await tab.run(f"{last} - samples[0].at") > 550
+    await tab.until(f"samples.at(-1).at > {last}")
+    assert await tab.run("samples.every((one, index) => !index || one.at > samples[index - 1].at)")
+
+
+async def test_epochs_of_other_exits(site: Site, tab: Tab) -> None:
+    site.world.elsewhere = epochs(site.world.now)[:2]
+    await tab.open(site.url)
+    await tab.until("document.querySelectorAll('#epochs tr').length === 6")
+    names = await tab.run(
+        "[...document.querySelectorAll('#epochs tr td:first-child')].map((one) => one.textContent)"
+    )
+    assert names == ["home 13", "home 12", "home 11", "home 10", "office 13", "office 12"]
 
 
 async def test_the_way_there_that_the_command_makes(site: Site, tab: Tab, tmp_path: Path) -> None:

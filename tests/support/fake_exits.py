@@ -177,10 +177,11 @@ class FakeClient:
     def refused(self) -> Counter[Any]:
         return Counter()
 
+    def traffic(self) -> Traffic:
+        return Traffic(sent=1, received=2)
+
     def status(self) -> ClientStatus:
-        return ClientStatus(
-            link="up" if self.up else "down", carriers=1, bytes=Traffic(sent=1, received=2), rotations=3
-        )
+        return ClientStatus(link="up" if self.up else "down", carriers=1, bytes=self.traffic(), rotations=3)
 
     def take_limits(self, limits: SessionLimits) -> None:
         self.settings = replace(self.settings, limits=limits)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.actions import Actions
-from cryprq_proxy.status import Status, read
+from cryprq_proxy.status import Status, Traffic, read
 
 EXCHANGE = "X25519 + ML-KEM-768"
 KEYS = {"cipher": "AES-256-GCM", "epoch": 13, "epoch_age": 61.0}
@@ -35,6 +35,8 @@ class World(Actions):
         self.problems: list[str] = []
         self.broken = 0
         self.extra: dict[str, Any] = {}
+        self.elsewhere: list[dict[str, Any]] = []
+        """The epochs of an exit that is not in use."""
         self.asked = 0
         self.closed: list[str] = []
         self.chosen: list[str] = []
@@ -60,6 +62,13 @@ class World(Actions):
     async def status(self) -> Status:
         self.asked += 1
         return read(client_status(self) | self.extra)
+
+    def traffic(self) -> Traffic:
+        device = (self.tun or {}).get("device", {})
+        return Traffic(
+            sent=int(self.sent) + device.get("read_bytes", 0),
+            received=int(self.received) + device.get("written_bytes", 0),
+        )
 
     def streams(self) -> Sequence[Mapping[str, Any]]:  # type: ignore[override]
         return self.open
@@ -150,7 +159,9 @@ def exit_row(
         "carrier": {"kind": "wss" if name == "far" else "tcp", "address": address},
         "round_trip": round_trip if world.up else None,
         "last_error": None if round_trip else f"{address} did not answer in time", "carriers": 2,
-        "session": {"epoch": 2, "epoch_age": 61.0},
+        "session": {
+            "epoch": 2, "epoch_age": 61.0, "rotations": 2, "epochs": world.elsewhere if name == "office" else [],
+        },
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from typing import Final
 
 from cryprq_proxy.base.faults import Faults
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, Run, Shape
-from cryprq_proxy.status import DeviceStatus
+from cryprq_proxy.status import DeviceStatus, Traffic
 from tun.device.offload import VNET_SIZE, fit
 from tun.device.packets import Drop
 from tun.device.urgent import Urgency
@@ -105,6 +105,10 @@ class PacketDevice:
             self.drops[shape] += 1
             return False
         return self.write(buffer, start, end, shape)
+
+    def traffic(self) -> Traffic:
+        """Bytes that the kernel has given, and those that it was given."""
+        return Traffic(sent=self._reading.bytes, received=self.written_bytes)
 
     def status(self) -> DeviceStatus:
         return DeviceStatus(
