@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -101,17 +102,18 @@ def _about(config: Path | None, as_exit: bool) -> Found:
 
 
 def _is_exit(config: Path) -> bool:
-    """Whether it is valid for an exit, and not for a client."""
+    """Whether it is valid for an exit, and not for a client; if for neither, whether it is called so."""
     from ..config.client import load_client
     from ..config.exit import load_exit
     from ..errors import ConfigError
 
-    try:
-        load_exit(config)
-    except ConfigError:
-        return False
-    try:
-        load_client(config)
-    except ConfigError:
+    def is_valid(load: Callable[[Path], object]) -> bool:
+        try:
+            load(config)
+        except ConfigError:
+            return False
         return True
-    return False
+
+    if is_valid(load_client):
+        return False
+    return is_valid(load_exit) or "exit" in config.name

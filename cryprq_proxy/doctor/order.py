@@ -58,7 +58,7 @@ EXIT: Final = (
     Check("routes", exit_machine.routes),
     Check("names", exit_machine.names),
     Check("target", exit_machine.target, ("configuration",)),
-    Check("clients' clocks", exit_machine.clocks),
+    Check("peers' clocks", exit_machine.clocks),
     Check("descriptors", exit_machine.descriptors),
     Check("congestion", congestion),
     Check("UDP buffers", exit_machine.buffers, ("configuration",)),

@@ -22,7 +22,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base import leftovers as marks
 from cryprq_proxy.carriers.dial.endpoint import parse_endpoint
 from cryprq_proxy.cli import run_command
-from cryprq_proxy.doctor import link, reach
+from cryprq_proxy.doctor import link, reach, report
 from cryprq_proxy.doctor import order as lists
 from cryprq_proxy.doctor.checks import (
     Check,
@@ -116,6 +116,7 @@ async def test_what_was_opened_is_closed_also_after_a_bug() -> None:
 def test_a_check_needs_only_what_stands_before_it(checks: tuple[Check, ...]) -> None:
     for place, check in enumerate(checks):
         assert set(check.needs) <= {before.name for before in checks[:place]}
+        assert len(check.name) < report._NAME, "it ends before the sentence begins"
     assert len({check.name for check in checks}) == len(checks)
 
 
@@ -805,3 +806,8 @@ def test_an_exits_configuration_is_recognised(pair: Setup) -> None:
         done = call("doctor", "--config", str(pair.directory / "exit.toml"))
     assert (failures(done.stdout), done.stderr) == ([], "")
     assert "peers" in done.stdout and os.linesep + "ok   listeners" in done.stdout
+    (pair.directory / "exit.toml").write_text("listen = 7\n")
+    done = call("doctor", "--config", str(pair.directory / "exit.toml"))
+    assert "exit.toml: listen: expected" in done.stdout, (
+        "the mistake is named, not what a client has no use for"
+    )

@@ -37,7 +37,7 @@ AT_EXIT = (
         "routes",
         "names",
         "target",
-        "clients' clocks",
+        "peers' clocks",
         "descriptors",
     ),
     *("congestion", "UDP buffers", "system-wide"),
@@ -292,7 +292,7 @@ def test_an_exit_whose_clock_differs_from_those_of_its_clients(place: Place) -> 
         _, said, _ = place.at_exit()
     finally:
         assert role.stop() == 0
-    assert re.match(r"this clock is (3 d 0 h|2 d 23 h) behind that of 1 client", said["clients' clocks"])
+    assert re.match(r"this clock is (3 d 0 h|2 d 23 h) behind that of 1 client", said["peers' clocks"])
 
 
 FILTER = """
