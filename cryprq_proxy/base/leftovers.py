@@ -25,7 +25,6 @@ import struct
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import Final, Literal
 
 from ..errors import ConfigError
@@ -33,6 +32,7 @@ from .accept_loop import Acceptor
 from .netlink import DUMP, NETFILTER, NetlinkSocket, attributes
 from .paths import ROLES, Role
 from .program import to_run_as_root
+from .systemd import UNIT_DIRECTORY
 
 RULE_PROTOCOL: Final = 0x72
 """FRA_PROTOCOL and rtm_protocol of all that a client sets; not registered (iproute2, rt_protos)."""
@@ -46,7 +46,6 @@ TABLES: Final[dict[Role, str]] = {"client": "cryprq", "exit": "cryprq_exit"}
 LOCKDOWN: Final = "cryprq_lockdown"
 """One more, empty: it stands from `lockdown on` to `lockdown off`."""
 LOCKDOWN_UNIT: Final = "cryprq-lockdown.service"
-UNIT_DIRECTORY: Final = Path("/etc/systemd/system")
 LOCKDOWN_WANTED: Final = UNIT_DIRECTORY / "sysinit.target.wants" / LOCKDOWN_UNIT
 """Stands while the unit is enabled; every user can see it."""
 LOCKDOWN_LIFTS: Final = to_run_as_root("lockdown off")

@@ -7,30 +7,16 @@ boot between finds no half of it.
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Final
 
-from ..base import package_data
-from ..base.file_access import replace_file
-from ..base.leftovers import LOCKDOWN_UNIT, UNIT_DIRECTORY
+from ..base import package_data, systemd
+from ..base.leftovers import LOCKDOWN_UNIT
+from ..base.systemd import Systemd, write
 from ..errors import ConfigError, reason_of
 
 SAMPLE_FILE: Final = "/var/lib/cryprq-proxy/lockdown.nft"
 SAMPLE_NFT: Final = "/usr/sbin/nft"
-MANAGER: Final = Path("/run/systemd/system")
-"""There where systemd runs: sd_booted(3)."""
-_SECONDS: Final = 60.0
-_MODE: Final = 0o644
-
-
-def managed() -> bool:
-    """Whether systemd runs, and its units see this process's network: not in another network namespace."""
-    try:
-        ours, first = (os.stat(f"/proc/{process}/ns/net") for process in ("self", "1"))
-    except OSError:
-        return False
-    return MANAGER.is_dir() and os.path.samestat(ours, first)
 
 
 def unit(file: Path, nft: str) -> str:
@@ -52,43 +38,28 @@ def unit(file: Path, nft: str) -> str:
 
 
 def install(file: Path, nft: str) -> bool:
-    """Write and enable the unit; False where no manager would load it. Raises ConfigError."""
-    if not managed():
+    """Write and enable the unit; False where no manager would load it. Raises CryprqError."""
+    manager = Systemd()
+    if not manager.runs():
         return False
-    text = unit(file, nft)
-    path = UNIT_DIRECTORY / LOCKDOWN_UNIT
+    path = systemd.UNIT_DIRECTORY / LOCKDOWN_UNIT
     try:
-        handle = replace_file(path, text.encode())
-        os.fchmod(handle, _MODE)
-        os.close(handle)
+        write(path, unit(file, nft))
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {reason_of(error)}") from None
-    _systemctl("daemon-reload")
-    _systemctl("enable", LOCKDOWN_UNIT)
+    manager.read_again()
+    manager.enable(LOCKDOWN_UNIT)
     return True
 
 
 def remove() -> None:
-    """Disable and remove the unit, if it is there. Raises ConfigError."""
-    path = UNIT_DIRECTORY / LOCKDOWN_UNIT
-    if not managed() or not os.path.lexists(path):
+    """Disable and remove the unit, if it is there. Raises CryprqError."""
+    manager, path = Systemd(), systemd.UNIT_DIRECTORY / LOCKDOWN_UNIT
+    if not manager.runs() or not os.path.lexists(path):
         return
-    _systemctl("disable", LOCKDOWN_UNIT)
+    manager.disable(LOCKDOWN_UNIT)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{path} cannot be removed: {reason_of(error)}") from None
-    _systemctl("daemon-reload")
-
-
-def _systemctl(*words: str) -> None:
-    command = ["systemctl", *words]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{' '.join(command)} could not be run: {error}") from None
-    if done.returncode:
-        said = (done.stderr.strip() or "it gives no reason").splitlines()[-1]
-        raise ConfigError(f"{' '.join(command)} failed: {said}")
+    manager.read_again()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-from cryprq_proxy.base import leftovers, package_data
+from cryprq_proxy.base import leftovers, package_data, systemd
 from cryprq_proxy.base.leftovers import LOCKDOWN_UNIT
+from cryprq_proxy.base.systemd import Systemd
 from cryprq_proxy.config.tun import STATE
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.service import lockdown_unit
 from cryprq_proxy.service.lockdown_unit import SAMPLE_FILE, SAMPLE_NFT, install, remove, unit
 
 
@@ -20,16 +22,17 @@ class Manager:
         self.runs = True
         self.calls: list[str] = []
 
-    def systemctl(self, *words: str) -> None:
-        self.calls.append(" ".join(words))
+    def call(self, command: Sequence[str]) -> CompletedProcess[str]:
+        self.calls.append(" ".join(command[1:]))
+        return CompletedProcess(command, 0, "", "")
 
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Manager:
     manager = Manager(tmp_path)
-    monkeypatch.setattr(lockdown_unit, "UNIT_DIRECTORY", tmp_path)
-    monkeypatch.setattr(lockdown_unit, "managed", lambda: manager.runs)
-    monkeypatch.setattr(lockdown_unit, "_systemctl", manager.systemctl)
+    monkeypatch.setattr(systemd, "UNIT_DIRECTORY", tmp_path)
+    monkeypatch.setattr(Systemd, "runs", lambda self: manager.runs)
+    monkeypatch.setattr(systemd, "call", manager.call)
     return manager
 
 
@@ -72,7 +75,7 @@ def test_without_a_manager_nothing_is_written(manager: Manager) -> None:
 def test_a_directory_that_is_read_only_is_one_sentence(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lockdown_unit, "UNIT_DIRECTORY", Path("/nowhere"))
+    monkeypatch.setattr(systemd, "UNIT_DIRECTORY", Path("/nowhere"))
     with pytest.raises(ConfigError, match=f"/nowhere/{LOCKDOWN_UNIT} cannot be written"):
         install(Path(SAMPLE_FILE), SAMPLE_NFT)
 

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ...base import paths
+from ...base import paths, systemd
 from ...base.deputy import act_as_owner
 from ...base.log import one_line
 from ...base.owners import user_name
 from ...base.paths import Role, callers_file, default_control_socket
 from ...base.program import to_run, to_run_as_root
+from ...base.systemd import Systemd, write
 from ...config.client import load_client
 from ...config.exit import authorized_file, load_exit
 from ...errors import ConfigError, CryprqError, reason_of
 from . import units
-from .manager import Manager, owner_for, prepare, write
+from .manager import owner_for, prepare
 from .move import NAMES, Carry, carry, give, has_role, plan
 from .units import SERVICES, Kind, Service, Start, check_ours, program, unit_text
 
@@ -51,20 +52,20 @@ def install_system(kind: Kind | None, source: Path | None, packets: bool, ask: A
     service = SERVICES[kind]
     if packets and kind != "exit":
         raise ConfigError("--tun belongs to an exit; the client of system-wide mode is: service install tun")
-    unit = units.SYSTEM_UNITS / service.file
+    unit = systemd.UNIT_DIRECTORY / service.file
     drop_in = drop_in_of(unit)
     check_ours(unit)
     packets = check_ours(drop_in) or packets
-    _check_directory(units.SYSTEM_UNITS)
+    _check_directory(systemd.UNIT_DIRECTORY)
     what = _to_carry(service.role, source, target, ask)
     packets = packets or _wants_packets(service.role, what, target)
     user = "root" if packets else service.user
     _check_neighbours(kind, user)
-    called, manager = program(), Manager()
+    called, manager = program(), Systemd()
     hidden = units.hidden_parts(called)
-    if user != "root":
-        # Only a manager shows a service what lies below a closed directory.
-        units.check_readable(called, hidden if manager.runs() else [])
+    if manager.runs() or user != "root":
+        # Only a manager shows a service what lies below a closed directory, and takes root's right to pass by that.
+        units.check_readable(called, hidden if manager.runs() else [], user)
     refuse_running(service, what, manager)
     ready = service.role == "exit" or what is not None or has_role(target, service.role)
     if (
@@ -195,7 +196,7 @@ def _wants_packets(role: Role, what: Carry | None, target: Path) -> bool:
 def installed() -> Iterator[tuple[Service, str]]:
     """The services of the system that were installed by this program, and the user of each."""
     for service in SERVICES.values():
-        file = units.SYSTEM_UNITS / service.file
+        file = systemd.UNIT_DIRECTORY / service.file
         try:
             ours = check_ours(file)
         except ConfigError:
@@ -215,7 +216,7 @@ def _check_neighbours(kind: Kind, user: str) -> None:
             )
 
 
-def refuse_running(service: Service, what: Carry | None, manager: Manager) -> None:
+def refuse_running(service: Service, what: Carry | None, manager: Systemd) -> None:
     """Raise ConfigError if the role runs by hand: its keys are not taken from under it, and both want the same port."""
     if manager.is_active(service.unit):
         return

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...base import paths
+from ...base import paths, systemd
 from ...base.owners import user_name
+from ...base.systemd import Systemd
 from ...config.client import load_client
 from ...errors import ConfigError, CryprqError, reason_of
 from . import units
 from .install import Done, installed, next_line, place, refuse_running
-from .manager import Manager, launchd
+from .manager import launchd
 from .move import has_role
 from .units import OWN_PROXY, SERVICES, Service, Start, check_ours, program, unit_text
 
@@ -34,7 +35,7 @@ def install_own() -> Done:
     ready = has_role(paths.config_dir(), "client")
     if ready:
         load_client()
-    manager = Manager(own=True)
+    manager = Systemd(own=True)
     refuse_running(OWN_PROXY, None, manager)
     text = unit_text(OWN_PROXY, program())
     try:
@@ -79,7 +80,7 @@ def install_macos() -> Done:
     _check_home()
     file = plist()
     known = check_ours(file)
-    refuse_running(OWN_PROXY, None, Manager(own=True))
+    refuse_running(OWN_PROXY, None, Systemd(own=True))
     ready = has_role(paths.config_dir(), "client")
     place(file, units.plist_text(program(), Path.home() / "Library" / "Logs" / "cryprq-proxy.log"))
     if ready:
@@ -96,18 +97,18 @@ def after_join() -> list[str]:
     """Start the proxy that was installed before there was an exit to go to. Returns what to tell the person, nothing
     without such a service. Raises CryprqError."""
     if os.geteuid() != 0:
-        return _begin(Manager(own=True), OWN_PROXY, own_unit())
+        return _begin(Systemd(own=True), OWN_PROXY, own_unit())
     if paths.config_dir() != paths.ROOTS_CONFIG:
         return []
     told = []
     for service, _ in installed():
         if service.role == "client":
-            unit = units.SYSTEM_UNITS / service.file
-            told += _begin(Manager(), service, unit)
+            unit = systemd.UNIT_DIRECTORY / service.file
+            told += _begin(Systemd(), service, unit)
     return told
 
 
-def _begin(manager: Manager, service: Service, unit: Path) -> list[str]:
+def _begin(manager: Systemd, service: Service, unit: Path) -> list[str]:
     try:
         if not check_ours(unit):
             return []

@@ -6,13 +6,13 @@ import contextlib
 import os
 from pathlib import Path
 
-from ...base import paths
+from ...base import paths, systemd
 from ...base.log import one_line
 from ...base.program import to_run, to_run_as_root
+from ...base.systemd import Systemd
 from ...errors import ConfigError, CryprqError, reason_of
-from . import units
 from .install import drop_in_of, installed
-from .manager import Manager, launchd, on_macos
+from .manager import launchd, on_macos
 from .own import own_unit, plist
 from .units import OWN_PROXY, SERVICES, Kind, Service, Start, check_ours
 
@@ -22,7 +22,7 @@ def remove(kind: Kind | None, own: bool) -> list[str]:
     if on_macos():
         return _remove_plist()
     if own:
-        return _remove(Manager(own=True), OWN_PROXY, own_unit(), paths.config_dir())
+        return _remove(Systemd(own=True), OWN_PROXY, own_unit(), paths.config_dir())
     if os.geteuid() != 0:
         raise ConfigError(
             f"services of the system are root's: {to_run_as_root('service uninstall')}; your own proxy: "
@@ -33,11 +33,11 @@ def remove(kind: Kind | None, own: bool) -> list[str]:
         raise ConfigError("no service that this program has installed is there")
     lines = []
     for service in wanted:
-        lines += _remove(Manager(), service, units.SYSTEM_UNITS / service.file, paths.ROOTS_CONFIG)
+        lines += _remove(Systemd(), service, systemd.UNIT_DIRECTORY / service.file, paths.ROOTS_CONFIG)
     return lines
 
 
-def _remove(manager: Manager, service: Service, unit: Path, configuration: Path) -> list[str]:
+def _remove(manager: Systemd, service: Service, unit: Path, configuration: Path) -> list[str]:
     if not check_ours(unit):
         raise ConfigError(f"there is no {unit}: that service is not installed")
     drop_in = drop_in_of(unit)
@@ -75,11 +75,13 @@ def _remove_plist() -> list[str]:
 
 def described() -> list[str]:
     """A line for each service, or what to do if there is none."""
-    found = [(Manager(), service, units.SYSTEM_UNITS / service.file, user) for service, user in installed()]
+    found = [
+        (Systemd(), service, systemd.UNIT_DIRECTORY / service.file, user) for service, user in installed()
+    ]
     if os.geteuid() != 0:
         with contextlib.suppress(ConfigError):
             if check_ours(own_unit()):
-                found.append((Manager(own=True), OWN_PROXY, own_unit(), "you"))
+                found.append((Systemd(own=True), OWN_PROXY, own_unit(), "you"))
     if on_macos() and plist().exists():
         return [f"{plist()} is there, for launchd; {to_run('status')} says how it is"]
     lines = []

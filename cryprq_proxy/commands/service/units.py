@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from ...base import package_data
+from ...base.owners import user_name
 from ...base.paths import Role, read_text
 from ...base.program import PROGRAM
 from ...errors import ConfigError
 
 type Kind = Literal["exit", "proxy", "tun"]
 
-SYSTEM_UNITS: Path = Path("/etc/systemd/system")
 MARK: Final = (
     f"# Written by `{PROGRAM} service install`. What you change belongs into a drop-in: systemctl edit"
 )
@@ -98,16 +98,17 @@ def hidden_parts(called: Path) -> list[Path]:
     ]
 
 
-def check_readable(called: Path, hidden: Sequence[Path]) -> None:
-    """Raise ConfigError if another user than its owner cannot run the program. A part that is hidden is shown to the
-    service under its own name, so what lies above it does not count."""
+def check_readable(called: Path, hidden: Sequence[Path], user: str) -> None:
+    """Raise ConfigError if `user`, of a service without the right to pass by permissions, cannot run the program. A
+    part that is hidden is shown to the service under its own name, so what lies above it does not count."""
     for part in {called.resolve(), Path(sys.prefix).resolve(), Path(__file__).parents[2]}:
         tops = [top for top in hidden if part.is_relative_to(top.resolve())]
         for step in (part, *part.parents):
             if tops and not any(step.is_relative_to(top.resolve()) for top in tops):
                 break
-            wanted = stat.S_IXOTH | (stat.S_IROTH if step == part else 0)
-            if step.stat().st_mode & wanted != wanted:
+            status, wanted = step.stat(), stat.S_IXOTH | (stat.S_IROTH if step == part else 0)
+            mode = status.st_mode >> 6 if user_name(status.st_uid) == user else status.st_mode
+            if mode & wanted != wanted:
                 raise ConfigError(
                     f"the user of the service cannot use the program, as {step} is closed to others: "
                     f"run: chmod o+rX {shlex.quote(str(step))}"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cryprq_proxy.base import paths
+from cryprq_proxy.base import paths, systemd
+from cryprq_proxy.base.systemd import Systemd
 from cryprq_proxy.cli import run_command
 from cryprq_proxy.commands.service import install, manager, own, units
-from cryprq_proxy.commands.service.manager import Manager
 from cryprq_proxy.config.keys import load_identity, save_identity
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
@@ -55,9 +55,10 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch, own_directories: Path) -> Told:
     """Root's machine, with a user for services, and the program where a service finds it."""
     told = Told()
+    monkeypatch.setattr(systemd, "call", told.call)
     monkeypatch.setattr(manager, "call", told.call)
-    monkeypatch.setattr(Manager, "runs", lambda self: told.runs)
-    monkeypatch.setattr(units, "SYSTEM_UNITS", own_directories / "systemd")
+    monkeypatch.setattr(Systemd, "runs", lambda self: told.runs)
+    monkeypatch.setattr(systemd, "UNIT_DIRECTORY", own_directories / "systemd")
     (own_directories / "systemd").mkdir()
     paths.ROOTS_CONFIG.parent.mkdir()
     monkeypatch.delenv("XDG_CONFIG_HOME")
@@ -65,7 +66,7 @@ def told(monkeypatch: pytest.MonkeyPatch, own_directories: Path) -> Told:
     for module in (install, own):
         monkeypatch.setattr(module, "program", lambda: Path("/opt/cryprq-proxy/bin/cryprq-proxy"))
     monkeypatch.setattr(units, "hidden_parts", lambda called: [])
-    monkeypatch.setattr(units, "check_readable", lambda called, hidden: None)
+    monkeypatch.setattr(units, "check_readable", lambda called, hidden, user: None)
     monkeypatch.setattr(install, "prepare", lambda start, owner: None)
     plain = pwd.getpwnam
     entry = pwd.struct_passwd(("cryprq", "x", 4_321, 4_321, "", "/var/lib/cryprq", "/sbin/nologin"))
@@ -84,7 +85,7 @@ def run(capsys: Capture, *arguments: str, code: int = 0) -> str:
 
 
 def unit(name: str) -> Path:
-    return units.SYSTEM_UNITS / f"{name}.service"
+    return systemd.UNIT_DIRECTORY / f"{name}.service"
 
 
 def tried(directory: Path, config: str = "") -> str:
@@ -156,14 +157,14 @@ def test_system_wide_mode_is_begun_by_a_person(told: Told, capsys: Capture) -> N
 @needs_root
 def test_an_exit_carries_packets_by_a_flag_or_its_configuration(told: Told, capsys: Capture) -> None:
     run(capsys, "install", "exit", "--tun")
-    drop_in = units.SYSTEM_UNITS / "cryprq-exit.service.d" / "cryprq-tun.conf"
+    drop_in = systemd.UNIT_DIRECTORY / "cryprq-exit.service.d" / "cryprq-tun.conf"
     assert "ExecStart=/opt/cryprq-proxy/bin/cryprq-proxy exit --overlap --tun\n" in drop_in.read_text()
     assert paths.ROOTS_CONFIG.stat().st_uid == 0
     # An upgrade leaves it as it is.
     run(capsys, "install", "exit")
     assert drop_in.exists()
     run(capsys, "uninstall")
-    assert list(units.SYSTEM_UNITS.iterdir()) == []
+    assert list(systemd.UNIT_DIRECTORY.iterdir()) == []
     (paths.ROOTS_CONFIG / "exit.toml").write_text("[tun]\nenabled = true\n")
     run(capsys, "install", "exit")
     assert drop_in.exists()
@@ -222,7 +223,7 @@ def unchanged(*directories: Path) -> Iterator[None]:
 @needs_root
 def test_another_ones_unit(told: Told, capsys: Capture) -> None:
     unit("cryprq-exit").write_text("[Service]\nExecStart=/bin/true\n")
-    with unchanged(units.SYSTEM_UNITS, paths.ROOTS_CONFIG.parent):
+    with unchanged(systemd.UNIT_DIRECTORY, paths.ROOTS_CONFIG.parent):
         assert "was not written by" in run(capsys, "install", "exit", code=2)
         assert "was not written by" in run(capsys, "uninstall", "exit", code=2)
     assert told.words == []
@@ -235,7 +236,7 @@ def test_another_ones_unit(told: Told, capsys: Capture) -> None:
 def test_a_damaged_configuration(told: Told, capsys: Capture, name: str, text: str) -> None:
     tried(paths.ROOTS_CONFIG, PEER)
     (paths.ROOTS_CONFIG / name).write_text(text)
-    with unchanged(units.SYSTEM_UNITS, paths.ROOTS_CONFIG):
+    with unchanged(systemd.UNIT_DIRECTORY, paths.ROOTS_CONFIG):
         assert "client.toml" in run(capsys, "install", "proxy", code=2)
     assert told.words == []
 
@@ -243,7 +244,7 @@ def test_a_damaged_configuration(told: Told, capsys: Capture, name: str, text: s
 @needs_root
 def test_one_directory_has_one_owner(told: Told, capsys: Capture) -> None:
     run(capsys, "install", "exit")
-    with unchanged(units.SYSTEM_UNITS, paths.ROOTS_CONFIG):
+    with unchanged(systemd.UNIT_DIRECTORY, paths.ROOTS_CONFIG):
         said = run(capsys, "install", "tun", code=2)
     assert "the service cryprq-exit runs as cryprq" in said and "service uninstall" in said
     run(capsys, "install", "proxy")
@@ -290,7 +291,7 @@ def test_places_that_do_not_do(
     monkeypatch.setenv("SUDO_USER", "alice")
     said = run(capsys, "install", "exit", "--from", str(tmp_path / "bob"), code=2)
     assert "belongs to the user 4322, and alice calls" in said
-    units.SYSTEM_UNITS.rmdir()
+    systemd.UNIT_DIRECTORY.rmdir()
     assert "where units are, does not exist" in run(capsys, "install", "exit", code=2)
 
 
@@ -412,4 +413,4 @@ def test_uninstall_of_what_cannot_be_stopped_removes_nothing(told: Told, capsys:
 @pytest.mark.process
 def test_a_tool_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(CryprqError, match=r"/no/such/tool cannot be run: "):
-        manager.call(["/no/such/tool"])
+        systemd.call(["/no/such/tool"])

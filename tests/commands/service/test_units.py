@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.base import package_data
+from cryprq_proxy.base.owners import user_name
 from cryprq_proxy.commands.service import units
 from cryprq_proxy.commands.service.units import (
     MARK,
@@ -110,17 +111,19 @@ def test_a_program_that_is_closed_to_others_is_no_service(
     tmp_path.chmod(0o700)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     with pytest.raises(ConfigError, match=f"as {tmp_path} is closed to others: run: chmod"):
-        check_readable(tmp_path, [])
+        check_readable(tmp_path, [], "cryprq")
     # What is shown to the service under its own name may lie below a closed directory.
     inner = tmp_path / "venv"
     inner.mkdir(mode=0o755)
     monkeypatch.setattr(sys, "prefix", str(inner))
     monkeypatch.setattr(units, "__file__", str(inner / "cryprq_proxy" / "a" / "b" / "units.py"))
     (inner / "cryprq_proxy").mkdir()
-    check_readable(inner, [inner])
+    check_readable(inner, [inner], "cryprq")
     inner.chmod(0o700)
     with pytest.raises(ConfigError, match=f"as {inner} is closed"):
-        check_readable(inner, [inner])
+        check_readable(inner, [inner], "cryprq")
+    # Its owner may; root only where it is root's, as the unit takes the right to pass by permissions.
+    check_readable(inner, [inner], user_name(os.getuid()))
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b", "a$b"])
