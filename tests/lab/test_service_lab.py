@@ -53,7 +53,7 @@ def test_two_services_in_few_commands(there: Machine, here: Machine, server: Far
         said = person.types(here, "service", "install", "proxy")
         assert said.endswith("Next:\n  cryprq-proxy join 'cryprq://...#...'\n")
         said = person.types(here, "join", invite)
-    assert "by hand" in said and "curl -x socks5h://127.0.0.1:1080 " in said
+    assert "by hand" in said and "cryprq-proxy check\n" in said
     here.start("cryprq-proxy")
     assert here.page(PAGE, *PROXY) == EXIT4 != here.page(PAGE)
     person.typed.append("the page")
@@ -97,7 +97,7 @@ def test_what_was_tried_by_hand_becomes_a_service(there: Machine, here: Machine,
     ]
     there.start("cryprq-exit")
     said = here.host.run(here.as_user("bob", "service", "install", "proxy", "--user"), env=here.environment)
-    assert said.endswith("curl -x socks5h://127.0.0.1:1080 https://example.com/\n")
+    assert said.endswith("cryprq-proxy check\n")
     here.start("cryprq-proxy", "bob")
     assert here.page(PAGE, *PROXY) == EXIT4
 

@@ -136,7 +136,7 @@ def test_a_join_comes_first_as_well(told: Told, capsys: Capture) -> None:
     tried(paths.ROOTS_CONFIG, PEER)
     out = run(capsys, "install")
     assert told.words[-1] == "restart cryprq-proxy"
-    assert "curl -x socks5h://127.0.0.1:1080" in out
+    assert out.endswith("\nNext:\n  /opt/cryprq-proxy/bin/cryprq-proxy check\n")
     assert {path.stat().st_uid for path in paths.ROOTS_CONFIG.iterdir()} == {4_321}
 
 
