@@ -100,7 +100,7 @@ async def _serve_exit(setting: dict[str, Any], stop: asyncio.Event) -> None:
         ExitSettings(
             (Destination("127.0.0.1", setting["tcp"]),), config.session_limits(), config.bounds(), web
         ),
-        frozenset({PeerId.parse(setting["client"])}),
+        {PeerId.parse(setting["client"]): ""},
         EgressPolicy(allow_private=True),
         SystemResolver(),
         provider,

@@ -361,11 +361,17 @@ class PeerSessionStatus(SessionStatus, kw_only=True, frozen=True):
 
 
 class PeerStatus(Struct, kw_only=True, frozen=True):
-    """An authorized client."""
+    """An authorized client, and what was seen of it since the exit's start. `since`: it is connected, and its oldest
+    session with a link began then; `address`: where it came from last; `last_seen`: None if it has not come; `bytes`:
+    of all its sessions."""
 
     peer_id: str = "?"
     name: str = ""
     sessions: int = 0
+    since: float | None = None
+    address: str = ""
+    last_seen: float | None = None
+    bytes: Traffic = Traffic()
 
 
 class PairingStatus(Struct, kw_only=True, frozen=True):
@@ -434,8 +440,8 @@ class NamesStatus(Struct, kw_only=True, frozen=True):
 
 class ExitStatus(RoleStatus, kw_only=True, frozen=True, tag="exit"):
     """Numbers: `authorized` of peers, `targets` of connections, `strangers` of connections without a valid first
-    flight, `handshakes` of those from there to the verdict. `peers` has at most 1000 entries, those with most sessions
-    first."""
+    flight, `handshakes` of those from there to the verdict. `peers` has at most 1000 entries: those with most sessions
+    first, then those that were seen last."""
 
     authorized: int = 0
     targets: int = 0

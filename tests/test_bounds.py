@@ -27,6 +27,7 @@ from cryprq_proxy.exit import (
     handshake_thread,
     limits,
     lobby,
+    peer_book,
     peer_session,
     proxy_protocol,
     reception,
@@ -64,7 +65,6 @@ from cryprq_proxy.process import answers, control, overlap, recent_errors
 from cryprq_proxy.recovery import bandwidth, flight, pacer, received, recovery
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
-from cryprq_proxy.service import exit as exit_service
 from cryprq_proxy.service import facts
 from cryprq_proxy.session import (
     control_rates,
@@ -400,6 +400,9 @@ REACHED = {
     ],
     "DNS answers kept": ["tun/dns/test_cache.py::test_bytes_are_bounded_too"],
     "names in blocklists": ["tun/dns/test_blocklist.py::test_what_a_person_must_change"],
+    "of how many it is remembered when and from where they came": [
+        "exit/test_peer_book.py::test_only_the_latest_are_remembered"
+    ],
     "the list of peers; revocations remembered": [
         "config/test_authorized.py::test_a_full_list",
         "config/test_authorized.py::test_thirty_thousand_peers",
@@ -544,7 +547,7 @@ REACHED = {
         "client/test_dispatcher.py::test_very_many_connections",
         "client/test_dispatcher.py::test_very_many_connections_of_two_exits",
         "service/test_exit.py::test_twenty_thousand_peers_are_let_in",
-        "service/test_exit.py::test_peers_with_sessions_leave_less_room_for_others",
+        "exit/test_peer_book.py::test_peers_with_sessions_leave_less_room_for_others",
         "web/test_metrics.py::test_labels_are_bounded_and_quoted",
     ],
     "PAC file; patterns with wildcards in it": [
@@ -914,7 +917,7 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "connections listed; peers in the status; series of a metric": [
         dispatcher.MAX_ROWS,
-        exit_service.MAX_PEERS_TOLD,
+        peer_book.MAX_PEERS_TOLD,
         metrics.MAX_SERIES,
     ],
     "PAC file; patterns with wildcards in it": [script.MAX_SIZE, script.MAX_WILDCARDS],
@@ -940,6 +943,7 @@ NUMBERS: dict[str, list[float]] = {
         linux.GSO_MAX_SIZE,
     ],
     "names in blocklists": [lists.MAX_NAMES],
+    "of how many it is remembered when and from where they came": [peer_book.MAX_SEEN],
     "the list of peers; revocations remembered": [paths.MAX_LIST, authorized.MAX_REVOKED],
     "names in rule lists; a list; a line; broken lines described": [
         lists.MAX_NAMES,

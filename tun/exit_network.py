@@ -103,6 +103,7 @@ class ExitNetwork:
         self._members: dict[PacketLink, tuple[bytes, ...]] = {}
         self._links: dict[bytes, PacketLink] = {}
         self._peers: dict[PacketLink, PeerId] = {}
+        self._shown: dict[PacketLink, str] = {}
         self._avoided: dict[PacketLink, tuple[IPNetwork, ...]] = {}
         """What clients cannot take, by their last TAKEN."""
         self._verdicts: OrderedDict[tuple[bytes, int], bool] = OrderedDict()
@@ -198,9 +199,10 @@ class ExitNetwork:
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
-    def join(self, peer: PeerId, link: PacketLink) -> None:
+    def join(self, peer: PeerId, link: PacketLink, shown: str) -> None:
         self._assign(peer, link)
         self._peers[link] = peer
+        self._shown[link] = shown
         self._used = True
 
     def _assign(self, peer: PeerId, link: PacketLink) -> None:
@@ -230,11 +232,12 @@ class ExitNetwork:
         except CryprqError as error:
             if link.addresses != NO_ADDRESSES:
                 # Once: the client can ask without end for what does not exist.
-                _log.warning("%s gets no packets: %s", peer, error)
+                _log.warning("%s gets no packets: %s", self._shown.get(link, peer), error)
             link.assign(*NO_ADDRESSES)
 
     def leave(self, link: PacketLink) -> None:
         self._peers.pop(link, None)
+        self._shown.pop(link, None)
         self._avoided.pop(link, None)
         self._release(link)
 

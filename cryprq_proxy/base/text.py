@@ -8,9 +8,13 @@ from typing import Final
 
 import msgspec
 
+from .log import one_line
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
-SHORT_ID: Final = 12
-"""Characters of a peer id in a table: enough to distinguish peers by eye."""
+SHORT_ID: Final = 8
+"""Characters of a peer id beside a name: enough to find it on the list."""
+MAX_SHOWN: Final = 64
+"""Characters of a name that are shown."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -25,6 +29,17 @@ def nonzero(*counts: Mapping[str, int]) -> list[str]:
         for cause, count in mapping.items():
             total[cause] = total.get(cause, 0) + count
     return [f"{count} {cause.replace('_', ' ')}" for cause, count in total.items() if count]
+
+
+def named(name: str, peer_id: str) -> str:
+    """A peer for a person, as "laptop (ell5z3kq...)"; its whole id if it has no name.
+
+    A name may hold anything, since a file has it: what a terminal would obey is escaped, and what is long is cut."""
+    return f"{one_line(name[:MAX_SHOWN])} ({short_id(peer_id)})" if name else peer_id
+
+
+def short_id(peer_id: str) -> str:
+    return f"{peer_id[:SHORT_ID]}..."
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -219,7 +219,7 @@ class ClientLink:
         _log.info(
             "link %s: exit %s at %s (%s), %s, ML-KEM by %s",
             "up" if path.begins else "has another path" if was_up else "resumed",
-            self._settings.peer,
+            self._settings.shown,
             endpoint,
             path.reached.why,
             path.carrier.path.keys.cipher.name,
@@ -243,7 +243,7 @@ class ClientLink:
 
     def sign_anew(self) -> None:
         """A day has passed since the last signed handshake, and only by such a one there are further paths."""
-        _log.info("the exit %s is dialled anew, as it is once a day for another path", self._settings.peer)
+        _log.info("the exit %s is dialled anew, as it is once a day for another path", self._settings.shown)
         for path in list(self.paths.values()):
             path.carrier.drop()
 
@@ -357,7 +357,7 @@ class ClientLink:
             session, packet_link = held
             _log.info(
                 "link to the exit %s left, since %s: no new streams, %d go on to their end",
-                self._settings.peer,
+                self._settings.shown,
                 why,
                 len(session.streams),
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..base.text import named
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.upstream import UpstreamProxy
 from ..carriers.lane.settings import LaneSettings
@@ -35,7 +36,7 @@ class EndpointMemory:
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """The link to one exit.
+    """The link to one exit, which the configuration calls `name`.
 
     `endpoints` are the exit's addresses, the preferred one first. They are raced (endpoints.py). `memory` knows which
     one worked in an earlier run. `wait_for_link` is the time in seconds that a request may wait for the link. `lane`
@@ -58,3 +59,9 @@ class ClientSettings:
     invite: bytes | None = field(default=None, repr=False)
     memory: EndpointMemory = field(default_factory=EndpointMemory, compare=False)
     ca: Path | None = None
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The exit for a person."""
+        return named(self.name, str(self.peer))

@@ -120,6 +120,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
         """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
         return ClientSettings(
             peer=exit.peer_id,
+            name=exit.name,
             endpoints=exit.endpoints,
             psk=exit.psk(),
             upstream=self.upstream,

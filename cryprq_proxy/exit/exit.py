@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from ..address import Destination
@@ -33,12 +35,13 @@ from ..session.path import MAX_EARLY
 from ..session.path_keys import CarrierKeys
 from ..session.retention import SlotPool
 from ..session.status import by_name
-from ..status import ExitStatus, PeerSessionStatus
+from ..status import ExitStatus, PeerSessionStatus, PeerStatus
 from .egress_policy import EgressPolicy
 from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
 from .limits import TokenBucket
 from .listener import ExitListener
+from .peer_book import PeerBook
 from .peer_session import PeerSession
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork, Redeemed
 from .sessions import Sessions
@@ -55,14 +58,14 @@ REFUSAL_SECONDS: Final = 10.0
 
 
 class Exit:
-    """`start`, then `retire` or `stop`. `authorized` is the set of peers let in; `authorize` replaces it, `invites` add
-    to it. `flights`: the first flights that were answered earlier."""
+    """`start`, then `retire` or `stop`. `authorized`: the peers that are let in, each with its name on the list or "";
+    `authorize` replaces them, `invites` add to them. `flights`: the first flights that were answered earlier."""
 
     def __init__(
         self,
         identity: Identity,
         settings: ExitSettings,
-        authorized: frozenset[PeerId],
+        authorized: Mapping[PeerId, str],
         policy: EgressPolicy,
         resolver: SystemResolver,
         provider: Provider,
@@ -72,14 +75,16 @@ class Exit:
     ) -> None:
         self._identity = identity
         self._settings = settings
-        self._authorized = authorized
+        self.book = PeerBook(authorized)
         self._provider = provider
         self._network = network
         self._invites = invites
         self._thread = HandshakeThread()
         bounds = settings.bounds
         self._targets = Targets(policy, resolver, SlotPool(), bounds.connect_timeout, bounds.idle_timeout)
-        self.sessions = Sessions(settings, provider, self._thread.executor, self._targets, self._network)
+        self.sessions = Sessions(
+            settings, provider, self._thread.executor, self._targets, self._network, self.book
+        )
         flights = FlightMemory() if flights is None else flights
         self.listener = ExitListener(identity, settings, provider, self._thread, self._admit, flights)
         self.list_turn = asyncio.Lock()
@@ -109,10 +114,11 @@ class Exit:
         self.listener.start(features)
         return addresses
 
-    def authorize(self, peers: frozenset[PeerId]) -> int:
+    def authorize(self, peers: Mapping[PeerId, str]) -> int:
         """Let in `peers` and no others; sessions of peers no longer listed end. Returns how many have ended."""
-        self._authorized = peers
-        return self.sessions.end_unlisted(peers)
+        ended = self.sessions.end_unlisted(peers)
+        self.book.replace(peers)
+        return ended
 
     def retire(self) -> None:
         """Free the ports, let no new peer in, and ask all peers to leave when their streams have ended. Handshakes that
@@ -181,7 +187,7 @@ class Exit:
             if claim.proves(secret, h):
                 return entry, join_proof(secret, JOIN_EXIT, h, claim.path), epoch
         # Whoever has its paths is not this client.
-        _log.warning("the session of %s has other keys than its client, and ends", peer)
+        _log.warning("the session of %s has other keys than its client, and ends", self.book.shown(peer))
         self.sessions.end(entry, CloseReason.NORMAL)
         return None
 
@@ -248,7 +254,8 @@ class Exit:
         beside = bool(entry.carriers)
         self._attach(pipe, entry, number, keys, epoch, early)
         kind = "has another path" if beside else "resumed" if resumed else "up"
-        _log.info("link %s: %s from %s, %s", kind, entry.peer, host, keys.cipher.name)
+        self.book.came(entry.peer, host, clock())
+        _log.info("link %s: %s from %s, %s", kind, self.book.shown(entry.peer), host, keys.cipher.name)
 
     def _attach(
         self, pipe: Pipe, entry: PeerSession, number: int, keys: CarrierKeys, epoch: int, early: int
@@ -275,13 +282,13 @@ class Exit:
     async def _redeem(self, secret: bytes, peer: PeerId) -> bool:
         """Whether the secret is good for this peer, which is on the list then, unless it has been revoked since."""
         async with self.list_turn:
-            redeemed = await self._invites.redeem(secret, peer)
+            redeemed, name = await self._invites.redeem(secret, peer)
             if redeemed is Redeemed.NOW:
-                self._authorized |= {peer}
+                self.book.replace({**self.book.listed, peer: name})
             return redeemed is not Redeemed.NOT
 
     def _refusal(self, peer: PeerId, resuming: PeerSession | None) -> CloseReason | None:
-        if peer not in self._authorized:
+        if peer not in self.book.listed:
             return CloseReason.NOT_AUTHORIZED
         if self._stopping and resuming is None:
             return CloseReason.SHUTTING_DOWN
@@ -297,7 +304,7 @@ class Exit:
         useless = invited and refusal is CloseReason.NOT_AUTHORIZED
         _log.warning(
             "refused %s from %s%s: %s%s",
-            peer,
+            self.book.shown(peer),
             host,
             " with an invite that is invalid, used or expired" if useless else "",
             words_of(refusal),
@@ -324,10 +331,11 @@ class Exit:
             totals.add(entry.session)
             if not number % TOLD_AT_ONCE:
                 await asyncio.sleep(0)
+        peers = await self._peers_told()
         return ExitStatus(
             peer_id=str(self._identity.peer_id),
             provider=self._provider.name,
-            authorized=len(self._authorized),
+            authorized=len(self.book.listed),
             targets=len(self._targets.relays),
             strangers=self.listener.strangers,
             handshakes=self.listener.handshakes,
@@ -340,4 +348,15 @@ class Exit:
             lanes=None if lanes is None else lanes.status(),
             network=self._network.status(),
             sessions=tuple(told),
+            peers=peers,
         )
+
+    async def _peers_told(self) -> tuple[PeerStatus, ...]:
+        """A part of them in each turn of the loop."""
+        await asyncio.sleep(0)
+        told, epoch = [], time.time() - clock()
+        for number, peer in enumerate(self.book.first(self.sessions.counts()), 1):
+            told.append(self.book.status(peer, self.sessions.of(peer), epoch))
+            if number % TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return tuple(told)

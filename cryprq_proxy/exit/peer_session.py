@@ -45,11 +45,13 @@ class Keeper(Protocol):
 class PeerSession:
     """One session of one peer, its carriers by the numbers of their paths, and its packet link if it agreed on one.
 
-    `taken` is the highest number of a path that was let in, `signed_at` when a signed handshake last was.
+    `taken` is the highest number of a path that was let in, `signed_at` when a signed handshake last was, `began` when
+    the first one was.
     """
 
     __slots__ = (
         "_keeper",
+        "began",
         "carriers",
         "clock_off",
         "expiry",
@@ -75,7 +77,7 @@ class PeerSession:
         self.clock_off: float | None = None
         """By how many seconds the clock of the peer is ahead of this machine's, if it has told its time."""
         self.taken = -1
-        self.signed_at = clock()
+        self.began = self.signed_at = clock()
         self.expiry: asyncio.TimerHandle | None = None
         self.opens_until = inf
         """The time from which new streams are refused."""
@@ -86,14 +88,18 @@ class PeerSession:
         path = self.session.current
         return None if path is None else self.carriers.get(path.number)
 
+    @property
+    def up(self) -> bool:
+        lane = self.session.lane
+        return bool(self.carriers) or (lane is not None and lane.proven)
+
     def status(self, now: float) -> PeerSessionStatus:
         congestion = CongestionChoice() if self.carrier is None else self.carrier.congestion
         carriers = {number: (carrier.kind, "") for number, carrier in self.carriers.items()}
         packets = None if self.packet_link is None else self.packet_link.status()
-        lane = self.session.lane
         return PeerSessionStatus(
             peer_id=self.peer_text,
-            link="up" if self.carriers or (lane is not None and lane.proven) else "down",
+            link="up" if self.up else "down",
             congestion=congestion.control,
             connection_round_trip=congestion.round_trip,
             clock_off=self.clock_off,

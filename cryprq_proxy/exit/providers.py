@@ -44,9 +44,9 @@ class PacketNetwork(Protocol):
         """Judge destinations anew: the egress policy has other addresses."""
         return
 
-    def join(self, peer: PeerId, link: PacketLink) -> None:
+    def join(self, peer: PeerId, link: PacketLink, shown: str) -> None:
         """Send packets for `peer` to `link` from now on, and to no earlier link of that peer. Assigns it addresses, and
-        other ones later when they change. Raises CryprqError if no address is free."""
+        other ones later when they change. The log calls it `shown`. Raises CryprqError if no address is free."""
         raise CryprqError("this exit carries no packets")
 
     def avoid(self, link: PacketLink, networks: tuple[IPNetwork, ...]) -> None:
@@ -87,10 +87,10 @@ class Redeemed(enum.Enum):
 class Invites(Protocol):
     """One-time secrets that put a peer on the list."""
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
-        """Use up the invite with this secret (16 bytes) and list `peer`, both on disk when this returns NOW. Never
-        raises."""
-        return Redeemed.NOT
+    async def redeem(self, secret: bytes, peer: PeerId) -> tuple[Redeemed, str]:
+        """Use up the invite with this secret (16 bytes) and list `peer`, both on disk when this returns NOW and the
+        peer's name on the list. Never raises."""
+        return Redeemed.NOT, ""
 
     def close(self) -> None:
         """Redeem nothing more."""

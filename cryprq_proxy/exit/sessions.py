@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Final
@@ -35,6 +35,7 @@ from ..session.windows import WindowBudget
 from ..session.wire import StreamProtocol
 from .descriptor_shares import Claim, DescriptorShares
 from .limits import TokenBucket
+from .peer_book import PeerBook
 from .peer_session import PeerSession, PeerShare
 from .providers import PacketNetwork
 from .report import Reporter, ReportStream
@@ -57,8 +58,10 @@ class Sessions:
         executor: Executor,
         targets: Targets,
         network: PacketNetwork,
+        book: PeerBook,
     ) -> None:
         self._settings = settings
+        self._book = book
         self._provider = provider
         self._executor = executor
         self._targets = targets
@@ -89,7 +92,15 @@ class Sessions:
 
     def attached(self, peer: PeerId, *, but: PeerSession | None) -> int:
         """How many sessions of `peer` have a carrier, without `but`."""
-        return sum(bool(entry.carriers) and entry is not but for entry in self._of(peer))
+        return sum(bool(entry.carriers) and entry is not but for entry in self.of(peer))
+
+    def counts(self) -> dict[PeerId, int]:
+        """How many sessions each peer has that has some."""
+        return {peer: len(share.sessions) for peer, share in self._shares.items()}
+
+    def of(self, peer: PeerId) -> Collection[PeerSession]:
+        held = self._shares.get(peer)
+        return () if held is None else held.sessions.values()
 
     # --- beginning ---
 
@@ -146,9 +157,9 @@ class Sessions:
                 taken=lambda networks: self._network.avoid(link, networks),
             )
             try:
-                self._network.join(entry.peer, link)
+                self._network.join(entry.peer, link, self._book.shown(entry.peer))
             except CryprqError as error:
-                _log.error("%s gets no packets: %s", entry.peer, error)
+                _log.error("%s gets no packets: %s", self._book.shown(entry.peer), error)
                 link.assign(*NO_ADDRESSES)
         else:
             link = PacketLink(entry.session)
@@ -229,7 +240,7 @@ class Sessions:
         else:
             self.keep_detached(entry)
         if error is not None:
-            _log.info("link down: %s: %s", entry.peer, error)
+            _log.info("link down: %s: %s", self._book.shown(entry.peer), error)
 
     def keep_detached(self, entry: PeerSession, *, admitted: bool = False) -> None:
         """Bound a session without a carrier in time, and those of its peer in number: the oldest ends first. One that
@@ -255,7 +266,7 @@ class Sessions:
         else:
             self.end(entry, CloseReason.NORMAL)
 
-    def end_unlisted(self, peers: frozenset[PeerId]) -> int:
+    def end_unlisted(self, peers: Container[PeerId]) -> int:
         """End the sessions of all peers but these. Returns their number."""
         unlisted = [entry for entry in self if entry.peer not in peers]
         for entry in unlisted:
@@ -313,12 +324,9 @@ class Sessions:
                 with contained("leaves the sockets of a peer that has gone"):
                     share.sockets.retire()
             self.totals.add(entry.session)
+            self._book.left(entry.peer, entry.session)
         if entry.packet_link is not None:
             with contained("leaves a datagram lane behind"):
                 entry.packet_link.close()
             with contained("leaves the addresses of a peer that has gone"):
                 self._network.leave(entry.packet_link)
-
-    def _of(self, peer: PeerId) -> Iterable[PeerSession]:
-        held = self._shares.get(peer)
-        return () if held is None else held.sessions.values()

@@ -174,7 +174,7 @@ class Redeemer:
         self._executor = ThreadPoolExecutor(1, "invites")
         self._complaint = ""
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
+    async def redeem(self, secret: bytes, peer: PeerId) -> tuple[Redeemed, str]:
         """See Invites."""
         loop = asyncio.get_running_loop()
         try:
@@ -184,11 +184,11 @@ class Redeemer:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.error("an invite could not be redeemed: %s", error)
-            return Redeemed.NOT
+            return Redeemed.NOT, ""
         self._complaint = ""
         if redeemed is Redeemed.NOW:
             _log.info("%s used an invite and is on the list of peers now, as %s", peer, name)
-        return redeemed
+        return redeemed, name
 
     def redeem_now(self, secret: bytes, peer: PeerId) -> tuple[Redeemed, str]:
         """The same, blocking. Returns the peer's name on the list too. Raises ConfigError."""

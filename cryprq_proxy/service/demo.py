@@ -49,7 +49,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         )
         # Loopback is allowed, so that the demo also reaches a server of one's own.
         policy = EgressPolicy(allow_private=True)
-        exit = Exit(exit_identity, settings, frozenset([client_identity.peer_id]), policy, resolver, provider)
+        exit = Exit(exit_identity, settings, {client_identity.peer_id: ""}, policy, resolver, provider)
         with explained(settings.listen):
             (address,) = await exit.start()
         stack.push_async_callback(exit.stop, 0.0)

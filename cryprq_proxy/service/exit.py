@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from ipaddress import ip_address
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +48,7 @@ from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, exit_summary
 from ..process.started import STARTED, Started
 from ..process.watchdog import Watchdog
-from ..status import ExitStatus, PairingStatus, PeerStatus
+from ..status import ExitStatus, PairingStatus
 from ..web.guard import new_token
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 
@@ -60,8 +58,6 @@ _TAKEN: Final = ("allow", "log_level")
 """The keys that a reload puts in force, beside the contents of the file `authorized`."""
 OWN_ADDRESSES_SECONDS: Final = 60.0
 """How often the exit looks which addresses this machine has, if the kernel tells of no change."""
-MAX_PEERS_TOLD: Final = 1000
-"""In the status."""
 MAX_PEERS_NAMED: Final = 5
 """In one line of the log."""
 NOT_TOLD: Final = Started(role="exit", file="", flags={})
@@ -132,9 +128,7 @@ async def run_exit(
         invites = NO_INVITES if authorized is None else Redeemer(authorized)
         stack.callback(invites.close)
         flights = await alone.enter_async_context(kept_flights())
-        exit = Exit(
-            identity, settings, frozenset(names), policy, resolver, provider, network, invites, flights
-        )
+        exit = Exit(identity, settings, names, policy, resolver, provider, network, invites, flights)
         running = RunningExit(
             config,
             exit,
@@ -248,7 +242,7 @@ class RunningExit:
         before = self._names
         config, self._names = loaded
         set_level(config.log_level)
-        ended = self._exit.authorize(frozenset(self._names))
+        ended = self._exit.authorize(self._names)
         gone = len(before.keys() - self._names.keys())
         if gone and not self._names:
             _log.warning(
@@ -286,9 +280,7 @@ class RunningExit:
             psk=config.psk_file is not None,
             listen=tuple(map(str, self._process.listen[: len(config.listen)])),
         )
-        await asyncio.sleep(0)
-        peers = peers_told(self._names, (session.peer_id for session in told.sessions))
-        return self._process.add_to(structs.replace(told, peers=peers, pairing=pairing))
+        return self._process.add_to(structs.replace(told, pairing=pairing))
 
     async def listen(self, stack: AsyncExitStack, passed: PassedSockets) -> None:
         """Start the exit until the stack ends, where it can on the `passed` sockets. Raises CryprqError for an address
@@ -328,24 +320,6 @@ class RunningExit:
             host,
             listen[0].port,
         )
-
-
-def peers_told(names: Mapping[PeerId, str], sessions: Iterable[str]) -> tuple[PeerStatus, ...]:
-    """The peers of the status, those with most sessions first. `sessions` has the peer id of each session.
-
-    A peer that has just used an invite has no name yet: names are read with the list.
-    """
-    linked = Counter(sessions).most_common(MAX_PEERS_TOLD)
-    told = [
-        PeerStatus(peer_id=peer, name=names.get(PeerId.parse(peer), ""), sessions=sessions)
-        for peer, sessions in linked
-    ]
-    ids = {peer for peer, _ in linked}
-    # The list may be long: not more of it is looked at than is told.
-    for peer, name in islice(names.items(), MAX_PEERS_TOLD):
-        if len(told) < MAX_PEERS_TOLD and str(peer) not in ids:
-            told.append(PeerStatus(peer_id=str(peer), name=name))
-    return tuple(told)
 
 
 async def _follow_addresses(policy: EgressPolicy, network: PacketNetwork) -> None:

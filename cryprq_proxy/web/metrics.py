@@ -2,8 +2,9 @@
 
     status -> families(status) -> Steady: counters never fall -> text or OpenMetrics
 
-Every label has few values: names of configured exits and listed causes. What a stranger can choose (targets, peers'
-own words) never becomes one. What was not measured gives no metric, rather than a zero that means nothing.
+Every label has few values: names of configured exits and listed peers, and listed causes. What a stranger can choose
+(targets, peers' own words) never becomes one. What was not measured gives no metric, rather than a zero that means
+nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from ..base.text import named
 from ..status import (
     ClientStatus,
     ConnectionCounts,
@@ -28,6 +30,7 @@ from ..status import (
     LaneStatus,
     NamesStatus,
     PacketLinkStatus,
+    PeerStatus,
     RepairStatus,
     RulesStatus,
     SessionPathStatus,
@@ -81,7 +84,8 @@ class Steady:
         """By name and labels: what is added, and the last value."""
 
     def smooth(self, family: Metric) -> None:
-        if family.type != "counter":
+        # The bytes of a peer are counted over all its sessions, and which peers there are changes with the list.
+        if family.type != "counter" or family.name == "cryprq_peer_bytes":
             return
         for index, sample in enumerate(family.samples):
             key = sample.name, tuple(sample.labels.values())
@@ -299,6 +303,7 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
     text = "Paths of all sessions, by the kind of their carriers and what they are there for."
     yield from _gauges("session_paths", text, ("kind", "use"), list(paths.items()))
     yield from _gauge("peers_authorized", "Peers that may come in.", status.authorized)
+    yield from _peers(status.peers)
     yield from _gauge("streams", "Streams that are open.", sum(session.streams for session in sessions))
     yield from _gauge("targets", "Connections to targets.", status.targets)
     yield from _gauge("strangers", "Connections without a valid first flight.", status.strangers)
@@ -321,6 +326,35 @@ def _exit(status: ExitStatus) -> Iterator[Metric]:
     places = (("device", {} if network.device is None else network.device.drops), ("network", network.drops))
     drops = [((place, *cause), count) for place, counts in places for cause, count in _counts(counts)]
     yield from _counters("tunnel_drops", "Packets that were dropped here.", ("place", "cause"), drops)
+
+
+def _peers(peers: Sequence[PeerStatus]) -> Iterator[Metric]:
+    """Those that have come since the start: of the others there is nothing to count."""
+    seen = [(_label(named(peer.name, peer.peer_id)), peer) for peer in peers if peer.last_seen is not None]
+    yield from _gauges(
+        "peer_connected",
+        "Whether this peer has a session with a link.",
+        ("peer",),
+        [((label,), peer.since is not None) for label, peer in seen],
+    )
+    yield from _gauges(
+        "peer_connected_since_timestamp_seconds",
+        "When the oldest session of this peer that has a link began.",
+        ("peer",),
+        [((label,), peer.since) for label, peer in seen],
+    )
+    yield from _gauges(
+        "peer_last_seen_timestamp_seconds",
+        "When this peer was last heard of.",
+        ("peer",),
+        [((label,), peer.last_seen) for label, peer in seen],
+    )
+    rows: list[_Row] = [
+        ((label, direction), count)
+        for label, peer in seen
+        for direction, count in (("sent", peer.bytes.sent), ("received", peer.bytes.received))
+    ]
+    yield from _counters("peer_bytes", "Payload of this peer's sessions.", ("peer", "direction"), rows)
 
 
 # --- families with their bounds ---

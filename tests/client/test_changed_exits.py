@@ -252,7 +252,7 @@ async def test_a_retired_link_lets_its_streams_end_and_is_not_dialled_again(here
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_link_that_is_down_is_retired_at_once(here: Place) -> None:
-    here.exit.authorize(frozenset())
+    here.exit.authorize({})
     client = here.client(here.endpoint("tcp"))
     app = ask(client, here.echo)
     (request,) = client.retire()

@@ -278,8 +278,8 @@ async def test_the_invite_is_shown_until_there_was_a_link_and_never_again(
             raise failures.pop()
         return await introduce(*arguments)
 
-    async def redeem(secret: bytes, peer: object) -> Redeemed:
-        return Redeemed.NOW
+    async def redeem(secret: bytes, peer: object) -> tuple[Redeemed, str]:
+        return Redeemed.NOW, "alice"
 
     monkeypatch.setattr(path_opening, "introduce", began)
     monkeypatch.setattr(here.exit._invites, "redeem", redeem)

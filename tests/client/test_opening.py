@@ -194,7 +194,7 @@ async def test_what_a_refusal_leaves(
     await opens(client, gate)
     busy.say(DATA)
     here.exit._stopping = stopping
-    here.exit.authorize(frozenset({CLIENT_IDENTITY.peer_id} if stopping else ()))
+    here.exit.authorize({CLIENT_IDENTITY.peer_id: ""} if stopping else {})
     gate.open.set()
     await until(lambda: busy.ended)
     assert busy.events == [("reset", StreamReason.SESSION_LOST)]
@@ -202,7 +202,7 @@ async def test_what_a_refusal_leaves(
     await until(lambda: caplog.text)
     assert ("shutting down" if stopping else "add this peer id to the exit's list") in caplog.text
     here.exit._stopping = False
-    here.exit.authorize(frozenset({CLIENT_IDENTITY.peer_id}))
+    here.exit.authorize({CLIENT_IDENTITY.peer_id: ""})
     await until(lambda: ("opened",) in bare.events)
     assert here.exit.sessions.streams_total == 1
 
@@ -255,7 +255,7 @@ async def test_a_request_waits_no_longer_because_it_was_sent(
 
 
 async def test_an_exit_that_refuses_again_and_again_keeps_nobody_waiting(here: Place) -> None:
-    here.exit.authorize(frozenset())
+    here.exit.authorize({})
     client = new_client(here, wait_for_link=0.3)
     app = ask(client, here.echo)
     run(client)
@@ -344,11 +344,11 @@ async def test_an_invite_is_shown_and_its_requests_follow(
     here: Place, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exit writes the peer into its list before it serves anything."""
-    here.exit.authorize(frozenset())
+    here.exit.authorize({})
 
-    async def redeem(secret: bytes, peer: object) -> Redeemed:
+    async def redeem(secret: bytes, peer: object) -> tuple[Redeemed, str]:
         assert not here.exit.sessions.streams_total
-        return Redeemed.NOW if secret == bytes(16) else Redeemed.NOT
+        return (Redeemed.NOW if secret == bytes(16) else Redeemed.NOT), "alice"
 
     monkeypatch.setattr(here.exit._invites, "redeem", redeem)
     client = new_client(here, invite=bytes(16))

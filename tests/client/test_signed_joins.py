@@ -145,11 +145,12 @@ async def test_a_refusal_is_believed(here: Place, signatures: Signatures) -> Non
     client = here.client(here.endpoint("tcp"))
     app = await opened(client, here.echo)
     signatures.taken()
-    listed, here.exit._authorized = here.exit._authorized, frozenset()
+    book = here.exit.book
+    listed, book.listed = book.listed, {}
     for path in list(client._link.paths.values()):
         path.carrier.drop()
     await until(lambda: client._link.last_error is not None)
-    here.exit._authorized = listed
+    book.listed = listed
     client._link.hasten()
     await until(lambda: client.up)
     await echoes(app, b"here")

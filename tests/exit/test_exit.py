@@ -44,7 +44,7 @@ async def test_the_sessions_of_a_revoked_peer_end_with_the_reason() -> None:
         alice, bob = await Visit(exit, ALICE).admit(), await Visit(exit, BOB).admit()
         detached = await Visit(exit, ALICE).admit()
         await cut(exit, detached)
-        exit.authorize(frozenset([BOB.peer_id]))
+        exit.authorize({BOB.peer_id: ""})
         assert (await alice.read(wire.CLOSE))[2] is CloseReason.NOT_AUTHORIZED
         assert held(exit) == (0, 0)
         assert held(exit, BOB) == (1, 0)
@@ -189,9 +189,9 @@ class Invited:
         self.secret = secret
         self.asked: list[PeerId] = []
 
-    async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
+    async def redeem(self, secret: bytes, peer: PeerId) -> tuple[Redeemed, str]:
         self.asked.append(peer)
-        return Redeemed.NOW if secret == self.secret else Redeemed.NOT
+        return (Redeemed.NOW if secret == self.secret else Redeemed.NOT), "alice"
 
 
 async def test_an_invite_lists_its_peer_and_is_asked_for_nobody_else() -> None:
@@ -217,8 +217,8 @@ async def test_a_secret_that_was_used_before_puts_nobody_on_the_list() -> None:
     """Its peer may have been revoked since."""
 
     class Used(Invites):
-        async def redeem(self, secret: bytes, peer: PeerId) -> Redeemed:
-            return Redeemed.BEFORE
+        async def redeem(self, secret: bytes, peer: PeerId) -> tuple[Redeemed, str]:
+            return Redeemed.BEFORE, "alice"
 
     async with open_exit(BOB, invites=Used()) as exit:
         await Visit(exit, BOB).admit(invite=bytes(16))
@@ -264,7 +264,7 @@ async def test_a_session_that_ends_while_the_status_is_read_counts_once(
             entry.session.table.refused[StreamReason.LIMIT] += 1
         reading = spawn(exit.status(), "status")
         await asyncio.sleep(0)
-        exit.authorize(frozenset())
+        exit.authorize({})
         assert len(exit.sessions) == 0
         assert (await reading).streams_refused == (await exit.status()).streams_refused == {"limit": 3}
         for visit in visits:
@@ -386,7 +386,7 @@ async def test_a_session_that_ends_while_its_verdict_is_written_gets_no_carrier(
         assert isinstance(slow.theirs, HeldPipe)
         late = spawn(slow.admit(), "late")
         await slow.theirs.reached.wait()
-        exit.authorize(frozenset())
+        exit.authorize({})
         slow.theirs.release.set()
         await slow.work
         assert slow.theirs.closed
@@ -413,7 +413,7 @@ class FakeNetwork(NoPacketNetwork):
         self.full = full
         self.links: list[PacketLink] = []
 
-    def join(self, peer: PeerId, link: PacketLink) -> None:
+    def join(self, peer: PeerId, link: PacketLink, shown: str) -> None:
         if self.full:
             raise CryprqError("no address is free")
         self.links.append(link)
@@ -435,5 +435,5 @@ async def test_a_client_with_packets_hears_its_addresses(full: bool, address: by
         for link in network.links:
             link.assign(bytes([198, 18, 0, 3]), bytes([1] * 16))
             assert (await alice.read(wire.NETWORK))[2] == (2, bytes([198, 18, 0, 3]), bytes([1] * 16))
-        exit.authorize(frozenset())
+        exit.authorize({})
         assert network.links == [], "its link left with the session"

@@ -176,7 +176,7 @@ async def test_a_peer_that_is_taken_off_the_list_while_its_path_joins() -> None:
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
         late, pipe = await joining(exit, first.known)
-        exit.authorize(frozenset([BOB.peer_id]))
+        exit.authorize({BOB.peer_id: ""})
         pipe.release.set()
         await late.work
         assert pipe.closed and not len(exit.sessions)
@@ -187,7 +187,7 @@ async def test_a_peer_that_is_taken_off_the_list_before_its_ticket_comes() -> No
     """Its session ends with its place on the list, so the exit knows no ticket of it."""
     async with open_exit() as exit:
         first = await Visit(exit, ALICE).admit()
-        exit.authorize(frozenset([BOB.peer_id]))
+        exit.authorize({BOB.peer_id: ""})
         await silent(Visit(exit, ALICE), first.known)
 
 

@@ -164,7 +164,7 @@ async def test_a_fault_in_the_end_of_one_session_spares_no_other(monkeypatch: py
 
         monkeypatch.setattr(first.session, "close", fail)
         monkeypatch.setattr(first.carrier, "_finish", fail)
-        exit.authorize(frozenset([BOB.peer_id]))
+        exit.authorize({BOB.peer_id: ""})
         assert held(exit) == (0, 0)
         assert (await two.read(wire.CLOSE))[2] is CloseReason.NOT_AUTHORIZED
         with pytest.raises(CarrierError):

@@ -97,7 +97,7 @@ async def test_a_peer_that_is_no_longer_listed_is_refused() -> None:
     """Its session is still there, as in the moment before the list is looked at."""
     async with open_exit() as exit:
         first = await begun(exit)
-        exit._authorized = frozenset({BOB.peer_id})
+        exit.book.listed = {BOB.peer_id: ""}
         with pytest.raises(NotAdmitted) as caught:
             await Visit(exit, ALICE).join(first.known, 1)
         assert caught.value.reason is CloseReason.NOT_AUTHORIZED
@@ -110,7 +110,7 @@ async def test_tickets_end_with_their_session() -> None:
     async with open_exit() as exit:
         visits = [await begun(exit) for _ in range(3)]
         assert len(exit.sessions.tickets) == 3 * AHEAD
-        exit.authorize(frozenset())
+        exit.authorize({})
         assert len(exit.sessions.tickets) == 0
         for visit in visits:
             visit.cut()

@@ -239,10 +239,10 @@ async def test_a_redeemed_invite_lists_the_peer_under_its_name(tmp_path: Path) -
     listed.write_text(f"{OTHER} laptop\n")
     store, redeemer = InviteStore(beside(listed)), Redeemer(listed, lambda: NOW)
     secret = store.create("laptop", 60, NOW)
-    assert await redeemer.redeem(bytes(16), PEER) is Redeemed.NOT
-    assert await redeemer.redeem(secret, PEER) is Redeemed.NOW
-    assert await redeemer.redeem(secret, PEER) is Redeemed.BEFORE
-    assert await redeemer.redeem(secret, OTHER) is Redeemed.NOT
+    assert (await redeemer.redeem(bytes(16), PEER))[0] is Redeemed.NOT
+    assert (await redeemer.redeem(secret, PEER))[0] is Redeemed.NOW
+    assert (await redeemer.redeem(secret, PEER))[0] is Redeemed.BEFORE
+    assert (await redeemer.redeem(secret, OTHER))[0] is Redeemed.NOT
     assert listed.read_text() == f"{OTHER} laptop\n{PEER} laptop-2\n"
     redeemer.close()
 
@@ -256,11 +256,11 @@ async def test_a_broken_list_of_peers_costs_nobody_the_invite(
     secret = store.create("laptop", 60, NOW)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            assert await redeemer.redeem(secret, PEER) is Redeemed.NOT
+            assert (await redeemer.redeem(secret, PEER))[0] is Redeemed.NOT
     assert len(caplog.messages) == 1
     assert "authorized: line 1: a peer id has 52 characters" in caplog.messages[0]
     listed.write_text("")
-    assert await redeemer.redeem(secret, PEER) is Redeemed.NOW
+    assert (await redeemer.redeem(secret, PEER))[0] is Redeemed.NOW
     redeemer.close()
 
 

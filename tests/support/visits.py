@@ -250,7 +250,7 @@ async def open_exit(
 ) -> AsyncIterator[Exit]:
     """An exit that lets in `peers` (Alice and Bob if none), on a port of loopback; `bounds` and `settings` as for
     exit_settings, `parts` as for Exit."""
-    listed = frozenset(peer.peer_id for peer in peers or (ALICE, BOB))
+    listed = {peer.peer_id: "" for peer in peers or (ALICE, BOB)}
     resolver = SystemResolver()
     exit = Exit(
         EXIT,

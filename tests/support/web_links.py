@@ -124,7 +124,7 @@ async def place(
     exit = Exit(
         EXIT_IDENTITY,
         settings,
-        frozenset({CLIENT_IDENTITY.peer_id}),
+        {CLIENT_IDENTITY.peer_id: ""},
         EgressPolicy(allow_private=True),
         resolver,
         FAST,

@@ -231,7 +231,7 @@ class Exit:
     def join(self, peer: PeerId) -> tuple[FakeLink, tuple[bytes, bytes]]:
         link = FakeLink()
         self.links.append(link)
-        self.network.join(peer, link)  # type: ignore[arg-type]
+        self.network.join(peer, link, "laptop")  # type: ignore[arg-type]
         return link, link.assigned[-1]
 
     def leave(self, link: FakeLink) -> None:

@@ -33,6 +33,7 @@ EXIT: dict[str, Any] = {
         {"peer_id": "a" * 52, "link": "up", "streams": 4, "retained": 10, "paths": PATHS},
         {"peer_id": "b" * 52, "link": "down", "streams": 1, "retained": 20},
     ],
+    "peers": [{"peer_id": "a" * 52, "name": "laptop", "sessions": 1, "since": 1.0, "last_seen": 2.0}],
 }  # fmt: skip
 
 
@@ -79,6 +80,28 @@ def test_client() -> None:
     assert values(found["cryprq_rule_names"]) == {(): 148_212}
     assert found["cryprq_build_info"].samples[0].labels == {"version": "0.1.0", "role": "client"}
     assert values(found["cryprq_log_messages"]) == {("warning",): 4, ("error",): 0}
+
+
+def test_peers_of_an_exit_have_names() -> None:
+    peers: list[dict[str, Any]] = [
+        {"peer_id": "a" * 52, "name": 'lap"\n\x1btop', "since": 5.0, "last_seen": 7.0, "bytes": {"sent": 3}},
+        {"peer_id": "b" * 52, "last_seen": 6.0, "bytes": {"received": 9}},
+        {"peer_id": "c" * 52, "name": "never here"},
+    ]
+    exposition = Exposition()
+    found = families({"role": "exit", "peers": peers}, exposition)
+    one, two = r'lap"\n\x1btop (aaaaaaaa...)', "b" * 52
+    assert values(found["cryprq_peer_connected"]) == {(one,): 1, (two,): 0}
+    assert values(found["cryprq_peer_connected_since_timestamp_seconds"]) == {(one,): 5}
+    assert values(found["cryprq_peer_last_seen_timestamp_seconds"]) == {(one,): 7, (two,): 6}
+    assert values(found["cryprq_peer_bytes"]) == {
+        ("sent", one): 3, ("received", one): 0, ("sent", two): 0, ("received", two): 9,
+    }  # fmt: skip
+    # Who comes and goes on the list leaves nothing behind here.
+    for number in range(50):
+        peers[0]["name"] = f"name {number}"
+        families({"role": "exit", "peers": peers}, exposition)
+    assert len(exposition._status._steady._seen) < 20
 
 
 def test_all_broken_lines_count_and_not_only_those_that_are_told() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
 from ...base.log import one_line
-from ...base.text import SHORT_ID, duration, milliseconds, size
+from ...base.text import duration, milliseconds, named, short_id, size
 from ...status import (
     EpochStatus,
     ExitStatus,
@@ -35,9 +35,10 @@ def tables(status: Status, width: int) -> Iterator[Table]:
     """The tables of `status`, each with a heading."""
     if isinstance(status, ExitStatus):
         if status.sessions:
-            yield _sessions(status.sessions, width)
+            names = {peer.peer_id: peer.name for peer in status.peers}
+            yield _sessions(status.sessions, names, width)
         if status.peers:
-            yield _peers(status.peers)
+            yield peers_table("allowed peers", status.peers, width)
     else:
         if len(status.exits) > 1:
             yield _exits(status.exits)
@@ -93,11 +94,11 @@ def _exits(exits: Iterable[KnownExit]) -> Table:
     return _table("exits", columns, map(row, exits), fold="last error")
 
 
-def _sessions(sessions: Iterable[PeerSessionStatus], width: int) -> Table:
+def _sessions(sessions: Iterable[PeerSessionStatus], names: Mapping[str, str], width: int) -> Table:
     roomy = width >= _NARROW
 
     def row(session: PeerSessionStatus) -> Iterator[str]:
-        yield session.peer_id[:SHORT_ID]
+        yield _peer(names.get(session.peer_id, ""), session.peer_id)
         yield session.link
         yield up(None if session.packets is None else session.packets.lane)
         yield "-" if session.epoch is None else str(session.epoch)
@@ -126,13 +127,33 @@ def _path(path: SessionPathStatus) -> str:
     return f"{name} {path.use}{told}"
 
 
-def _peers(peers: Sequence[PeerStatus]) -> Table:
-    # Connected peers come first; sorting keeps the order of the list among equals.
+def peers_table(title: str, peers: Sequence[PeerStatus], width: int, most: int = _PEERS) -> Table:
+    """The first `most` of the peers, those with sessions before the others."""
+    roomy, now = width >= _NARROW, time.time()
+
+    def row(peer: PeerStatus) -> Iterator[str]:
+        yield _peer(peer.name, peer.peer_id)
+        yield str(peer.sessions)
+        yield "-" if peer.since is None else f"for {duration(max(0.0, now - peer.since))}"
+        yield peer.address or "-"
+        if roomy:
+            seen = peer.last_seen
+            yield "not since the start" if seen is None else f"{duration(max(0.0, now - seen))} ago"
+        yield size(peer.bytes.sent)
+        yield size(peer.bytes.received)
+
+    # Sorting keeps the order of the list among equals.
     listed = sorted(peers, key=lambda peer: not peer.sessions)
-    rows = [(peer.peer_id[:SHORT_ID], str(peer.sessions), peer.name or "-") for peer in listed[:_PEERS]]
-    if len(peers) > _PEERS:
-        rows.append((f"... and {len(peers) - _PEERS} more", "", ""))
-    return _table("allowed peers", ("peer", "sessions", "name"), rows, fold="name")
+    rows = [tuple(row(peer)) for peer in listed[:most]]
+    if len(peers) > most:
+        rows.append((f"... and {len(peers) - most} more",))
+    seen = ("last seen",) if roomy else ()
+    columns = ("peer", "sessions", "connected", "from", *seen, "sent", "received")
+    return _table(title, columns, rows, fold="peer")
+
+
+def _peer(name: str, peer_id: str) -> str:
+    return named(name, peer_id) if name else short_id(peer_id)
 
 
 def _paths(paths: Iterable[SessionPathStatus], width: int) -> Table:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...base.log import one_line
-from ...base.text import counted, duration, milliseconds, nonzero, size
+from ...base.text import counted, duration, milliseconds, named, nonzero, size
 from ...status import (
     ClientStatus,
     DeviceStatus,
@@ -62,7 +62,8 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
     session, carrier, packets = status.session, status.carrier, status.packets
     yield "client", status.peer_id
     yield "link", _link(status)
-    yield "exit", f"{status.exit.peer_id} at {status.exit.address}"
+    name = next((exit.name for exit in status.exits if exit.active), "")
+    yield "exit", f"{named(name, status.exit.peer_id)} at {status.exit.address}"
     if carrier is not None:
         why = f": {carrier.why}" if carrier.why else ""
         yield "carrier", f"{carrier.kind} to {carrier.address}{why}"

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -247,8 +248,8 @@ def test_the_network_of_an_exit() -> None:
     assert shown["network"] == "cryprq0, MTU 1412, 2 sessions with packets, IPv4 only"
     assert shown["packets"].startswith("3 to clients (292 B), 4 from clients (2.0 KiB)")
     assert shown["dropped"] == "6 device queue full, 7 spoofed, 9 datagrams of no known lane"
-    assert shown["a" * 12].split()[:2] == ["?", "up"]
-    assert shown["b" * 12].split()[:2] == ["?", "-"]
+    assert shown["a" * 8 + "..."].split()[:2] == ["?", "up"]
+    assert shown["b" * 8 + "..."].split()[:2] == ["?", "-"]
 
 
 def test_nothing_of_the_lane_or_the_resolver_reaches_the_terminal_raw() -> None:
@@ -393,8 +394,35 @@ def test_an_exit_and_who_is_allowed() -> None:
     assert rows({**status, "strangers": 1200, "handshakes": 1})["knocking"] == "1200 strangers, 1 handshake"
     assert shown["refused"] == "3 NAME NOT FOUND"
     assert shown["names"] == "by DNS, from 192.0.2.1; 2 being looked up, 1 waiting"
-    assert text.index("guest 70") < text.index("guest 0")
+    assert text.index("guest 70 (00000000...)") < text.index("guest 0 (00000000...)")
     assert "... and 30 more" in text
+
+
+def test_who_is_connected_since_when_and_from_where() -> None:
+    now = time.time()
+    peers = [
+        {"peer_id": "a" * 52, "name": "laptop", "sessions": 1, "since": now - 7290, "address": "192.0.2.1",
+         "last_seen": now - 3.5, "bytes": {"sent": 2048, "received": 10}},
+        {"peer_id": "b" * 52, "name": "phone", "address": "192.0.2.2", "last_seen": now - 3630},
+        {"peer_id": "c" * 52},
+    ]  # fmt: skip
+    sessions = [{"peer_id": "a" * 52, "link": "up"}, {"peer_id": "d" * 52, "link": "up"}]
+    lines = render({"role": "exit", "peers": peers, "sessions": sessions}).splitlines()
+    told = {line.split("  ")[0]: " ".join(line.split()) for line in lines}
+    assert told["laptop (aaaaaaaa...)"] == (
+        "laptop (aaaaaaaa...) 1 for 2 h 1 min 192.0.2.1 3 s ago 2.0 KiB 10 B"
+    )
+    assert told["phone (bbbbbbbb...)"] == "phone (bbbbbbbb...) 0 - 192.0.2.2 1 h 0 min ago 0 B 0 B"
+    assert told["cccccccc..."] == "cccccccc... 0 - - not since the start 0 B 0 B"
+    # Who is on no list any more has no name.
+    assert told["dddddddd..."].startswith("dddddddd... up")
+
+
+def test_the_exit_in_use_is_named() -> None:
+    status = {"exit": {"peer_id": "b" * 52, "address": "192.0.2.7:4433"}}
+    assert rows(status)["exit"] == f"{'b' * 52} at 192.0.2.7:4433"
+    exits = [{"name": "home", "active": True}]
+    assert rows({**status, "exits": exits})["exit"] == "home (bbbbbbbb...) at 192.0.2.7:4433"
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -447,7 +475,14 @@ def test_no_name_of_a_peer_or_rule_reaches_the_terminal_raw() -> None:
             "carrier": {"kind": evil, "address": evil, "why": evil},
             "admin": evil,
         }
-    ) + render({"role": "exit", "peers": [{"peer_id": evil, "name": evil}], "refused": {evil: 1}})
+    ) + render(
+        {
+            "role": "exit",
+            "peers": [{"peer_id": evil, "name": evil, "address": evil}, {"peer_id": evil}],
+            "sessions": [{"peer_id": evil}],
+            "refused": {evil: 1},
+        }
+    )
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out)
 
 
