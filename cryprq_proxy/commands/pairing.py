@@ -6,13 +6,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ..address import OWN_NAME
 from ..base.log import one_line
-from ..base.program import to_run
 from ..errors import ConfigError
 from .common import FILE, act_for, config_option, refuse_callers_exit
 
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from ..crypto.identity import PeerId
     from ..pairing.invitation import ExitHere
     from ..pairing.invite_store import InviteStore
+    from .running import Found
+
+_WIDTH: Final = 200
+"""Columns without a terminal."""
 
 
 # --- the exit's side ---
@@ -67,6 +70,7 @@ def invite(
         click.echo(f"the invite for {one_line(cancel)} is withdrawn")
         return
     from ..pairing.invitation import make_invite, parse_expiry
+    from .listed_peers import when
 
     assert name is not None
     seconds, now = parse_expiry(expires), time.time()
@@ -76,7 +80,7 @@ def invite(
         import segno
 
         segno.make(str(invitation), error="l", micro=False).terminal(sys.stdout, compact=True)
-    click.echo(f"for {one_line(name)}, to be used once, until {_when(now + seconds)}; over there:", err=True)
+    click.echo(f"for {one_line(name)}, to be used once, until {when(now + seconds)}; over there:", err=True)
     shown = f"'{invitation}'" if sys.stdout.isatty() else "'...', with that line between the quotes"
     click.echo(f"  cryprq-proxy join {shown}", err=True)
     for warning in warnings:
@@ -88,7 +92,8 @@ def invite(
 @config_option
 @click.pass_context
 def peers(context: click.Context, as_json: bool, config: Path | None) -> None:
-    """Show the authorized peers; also `peers add`, `peers rename` and `peers revoke`."""
+    """Show who may come in, who is connected, and when others were last seen; also `peers add`, `peers rename` and
+    `peers revoke`."""
     context.obj = config
     if context.invoked_subcommand is None:
         _list(as_json, config)
@@ -152,68 +157,57 @@ def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
 
 
 def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:
-    from ..base.deputy import act_as_owner
     from ..config.authorized import PeersFile
-    from ..pairing.invitation import exit_here
     from ..pairing.invite_store import InviteStore, beside
 
-    act_for(config)
-    refuse_callers_exit(config)
-    here = exit_here(config)
-    act_as_owner(here.authorized.parent, everywhere=False)
+    _, here = _here(config)
     return here, PeersFile(here.authorized), InviteStore(beside(here.authorized))
 
 
+def _here(config: Path | None) -> tuple[Found, ExitHere]:
+    """The exit that runs, or that the files describe. Its list is opened with the rights of its owner from now on."""
+    from ..base.deputy import act_as_owner
+    from ..config.exit import authorized_file
+    from ..pairing.invitation import exit_here
+    from .running import find
+
+    about = find("exit", config)
+    if about.socket is None:
+        refuse_callers_exit(config)
+    loaded = about.exit()
+    about.act()
+    here = exit_here(loaded, authorized_file(about.named, loaded), about.socket)
+    act_as_owner(here.authorized.parent, everywhere=False)
+    return about, here
+
+
 def _list(as_json: bool, config: Path | None) -> None:
-    import time
+    import shutil
 
-    here, listed, store = _lists(config)
-    names = {peer.peer_id: peer.name for peer in listed.read()}
-    revoked = {peer.peer_id: peer.name for peer in listed.revoked()}
-    from_allow = [peer for peer in here.config.allow if peer not in names]
-    invites = store.open(time.time())
+    from .listed_peers import PeersListing
+
+    about, here = _here(config)
+    listing = PeersListing.of(here)
     if as_json:
-        everybody = names | dict.fromkeys(from_allow, "")
-        told = {
-            "peers": [_entry(peer, name) for peer, name in everybody.items() if peer not in revoked],
-            "revoked": [_entry(peer, name) for peer, name in revoked.items()],
-            "invites": [
-                {"name": invite.name, "created": invite.created, "expires": invite.expires}
-                for invite in invites
-            ],
-        }
-        click.echo(json.dumps(told, indent=2))
-        return
-    rows = [(one_line(name) or "-", peer) for peer, name in names.items()]
-    rows += [("(allow)", peer) for peer in from_allow]
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, peer_id in rows:
-        click.echo(f"{name:{width}}  {peer_id}{'  revoked: not let in' if peer_id in revoked else ''}")
-    if not rows:
-        click.echo(f"no peers; invite one with: {to_run('invite NAME')}")
-    if invites:
-        click.echo("\nopen invites:")
-        _show_invites(store)
-
-
-def _entry(peer: PeerId, name: str) -> dict[str, str]:
-    return {"name": name, "peer_id": str(peer)}
+        click.echo(json.dumps(listing.told(), indent=2))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
+        for line in listing.lines(width):
+            click.echo(line)
+    if here.socket is None:
+        click.echo(one_line(f"{about.why}; from {here.authorized}"), err=True)
 
 
 def _show_invites(store: InviteStore) -> None:
     import time
 
+    from .listed_peers import invite_line
+
     invites = store.open(time.time())
     for invite in invites:
-        click.echo(f"{one_line(invite.name)}, until {_when(invite.expires)}")
+        click.echo(invite_line(invite))
     if not invites:
         click.echo("no open invites")
-
-
-def _when(moment: float) -> str:
-    from datetime import datetime
-
-    return f"{datetime.fromtimestamp(moment).astimezone():%Y-%m-%d %H:%M %Z}"
 
 
 # --- the client's side ---

@@ -17,12 +17,11 @@ from msgspec import Struct
 from ..address import Destination, parse_host_port
 from ..base.deputy import act_as_owner
 from ..base.file_access import deputy_for
-from ..base.owners import ROOT
 from ..base.paths import Role, config_dir, control_sockets
 from ..config.client import ClientConfig, load_client
 from ..config.decode import decode_file, read_source
-from ..config.exit import ExitConfig
-from ..config.foreign import only_harmless
+from ..config.exit import ExitConfig, load_exit
+from ..config.foreign import ASKED_AT, only_harmless
 from ..errors import ConfigError, CryprqError
 from ..process.control import NotRunning, query_status
 from ..process.started import Started, query_started
@@ -50,12 +49,16 @@ class Found(NamedTuple):
     def act(self) -> None:
         """As root, open its files from now on with the rights of the user that it runs as: what it says about them
         holds with those. Raises ConfigError."""
-        if self.socket is not None and not _is_root_s(self.socket):
+        if self.socket is not None:
             act_as_owner(self.socket.parent)
 
     def client(self) -> ClientConfig:
         """Its configuration, read again with its flags. Raises ConfigError."""
         return only_harmless(load_client(self.named, self.flags))
+
+    def exit(self) -> ExitConfig:
+        """As `client`, for a command that opens none of the files that root would open itself."""
+        return only_harmless(load_exit(self.named, self.flags), ASKED_AT)
 
     @property
     def flags(self) -> dict[str, object]:
@@ -120,13 +123,6 @@ def find(role: Role, config: Path | None) -> Found:
     else:
         why = f"no {role} runs"
     return Found(role, file, why=why)
-
-
-def _is_root_s(socket: Path) -> bool:
-    try:
-        return socket.lstat().st_uid == ROOT
-    except OSError:
-        return False
 
 
 def _sockets(role: Role, config: Path | None) -> list[Path]:

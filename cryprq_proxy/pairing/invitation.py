@@ -22,21 +22,19 @@ from pathlib import Path
 from typing import Final, Self
 
 from ..address import Destination, parse_host_port
-from ..base.deputy import act_as_owner
 from ..base.log import one_line
 from ..base.program import to_run
 from ..base.source_address import source_address
 from ..carriers.dial.endpoint import DEFAULT_PORTS
 from ..config.authorized import PeersFile, check_name
-from ..config.exit import ExitConfig, authorized_file, load_exit
-from ..config.foreign import ASKED_AT, only_harmless
+from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url, parse_public
 from ..crypto.identity import PeerId
 from ..crypto.payloads import INVITE_SIZE
 from ..errors import ConfigError
 from ..process.control import NotRunning, query, query_status
-from ..status import ExitStatus, Status
+from ..status import ExitStatus, PeerStatus, Status
 from .invite_store import LEAST_SECONDS, MOST_SECONDS, InviteStore, beside
 
 SECRET_LENGTH: Final = 26
@@ -146,7 +144,10 @@ class ExitHere:
     config: ExitConfig
     authorized: Path
     """Its list of peers; the invites are in the same directory."""
-    runs: bool
+    socket: Path | None
+    """Where it answers; None if it does not run."""
+    peers: Sequence[PeerStatus]
+    """What it has seen of them, of at most 1000."""
     peer_id: PeerId | None
     """None while the exit does not run: then the identity has it."""
     listen: Sequence[Destination]
@@ -154,25 +155,23 @@ class ExitHere:
     psk: bool
 
 
-def exit_here(file: Path | None) -> ExitHere:
-    """The exit of the configuration `file`, or of the default one. A running exit is asked, since flags may override
-    the file, and for root it may be a service: then its files are opened as its user. Raises CryprqError."""
-    config = only_harmless(load_exit(file), ASKED_AT)
-    authorized = authorized_file(file, config)
+def exit_here(config: ExitConfig, authorized: Path, socket: Path | None) -> ExitHere:
+    """The exit of this configuration, with the list `authorized` unless the exit that answers at `socket` says
+    otherwise. Raises CryprqError."""
     status: Status | None = None
-    with contextlib.suppress(NotRunning):
-        status = query_status(config.control_socket)
-        # What it says about its files holds with the rights of the user that it runs as.
-        act_as_owner(config.control_socket.parent)
+    if socket is not None:
+        with contextlib.suppress(NotRunning):
+            status = query_status(socket)
     if not isinstance(status, ExitStatus) or status.pairing is None:
         return ExitHere(
-            config, authorized, False, None, config.listen, config.public, config.psk_file is not None
+            config, authorized, None, (), None, config.listen, config.public, config.psk_file is not None
         )
     pairing = status.pairing
     return ExitHere(
         config,
         authorized if pairing.authorized is None else Path(pairing.authorized),
-        True,
+        socket,
+        status.peers,
         PeerId.parse(status.peer_id),
         [parse_host_port(listen) for listen in pairing.listen],
         pairing.public,
@@ -194,7 +193,7 @@ def make_invite(
         )
     public = here.public if address is None else parse_public(address)
     warnings = []
-    if not here.runs:
+    if here.socket is None:
         warnings.append(
             f"no exit with this configuration runs now: start it with {to_run('exit')}, or name its file with --config"
         )
@@ -221,6 +220,6 @@ def reload_exit(here: ExitHere) -> None:
 
     Raises CryprqError if the running exit cannot be asked.
     """
-    if here.runs:
+    if here.socket is not None:
         with contextlib.suppress(NotRunning):
-            query(here.config.control_socket, "reload")
+            query(here.socket, "reload")

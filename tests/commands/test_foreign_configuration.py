@@ -10,11 +10,12 @@ import pytest
 from cryprq_proxy.base import file_access
 from cryprq_proxy.base.paths import control_sockets as usual_places
 from cryprq_proxy.commands.common import control_sockets
+from cryprq_proxy.commands.pairing import _here
 from cryprq_proxy.config.tun import STATE
 from cryprq_proxy.doctor import machine, start
 from cryprq_proxy.doctor.checks import CheckState, Context
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.pairing.invitation import Invitation, exit_here
+from cryprq_proxy.pairing.invitation import Invitation
 from cryprq_proxy.pairing.join import plan
 from tests.support.deputies import on_a_thread
 
@@ -50,10 +51,10 @@ def test_join_takes_no_authority(directory: Path, peer: str) -> None:
 def test_invite_and_peers_ask_at_no_socket_of_theirs(directory: Path) -> None:
     (directory / "exit.toml").write_text('control_socket = "/run/x.sock"\n')
     with pytest.raises(ConfigError, match=REFUSED.format("control_socket")):
-        exit_here(None)
+        _here(None)
     # They open none of the other files.
     (directory / "exit.toml").write_text('tun.state_dir = "/tmp"\n')
-    assert exit_here(None).authorized == directory / "authorized"
+    assert _here(None)[1].authorized == directory / "authorized"
 
 
 def test_status_and_others_ask_at_no_socket_of_theirs(directory: Path) -> None:

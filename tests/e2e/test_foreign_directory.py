@@ -241,7 +241,7 @@ def test_a_running_service_names_only_what_its_user_can_open(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(own_directories / ".config"))
     with Program("exit", "--listen", "127.0.0.1:0", "--authorized", str(secret)) as exit:
         exit.log.wait("ready: ")
-        assert good("peers") == f"secret  {ALICE}\n"
+        assert f"secret ({str(ALICE)[:8]}...)" in good("peers")
         os.chown(sockets, SERVICE, SERVICE)
         assert "permission denied" in refused("peers")
         assert "permission denied" in refused("invite", "laptop")

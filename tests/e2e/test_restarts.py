@@ -45,7 +45,7 @@ def test_exit_stopped_and_started_again(world: World, echo_target: TcpTarget) ->
     exit, client = world.pair()
     mark = client.written
     assert exit.stop() == 0
-    client.says("link left: the exit .* is about to stop", since=mark)
+    client.says("link to the exit .* left, since it is about to stop", since=mark)
     world.exit(port=exit.port)
     client.says("link up", since=mark)
     talk(client.port, echo_target)
@@ -57,7 +57,7 @@ def test_exit_stops_gracefully(world: World, echo_target: TcpTarget) -> None:
     client = world.client(exit, {"wait_for_link": 0.5})
     with through(client.port, echo_target.port) as sock:
         exit.process.terminate()
-        client.says("link left: ")
+        client.says("link to the exit .* left, ")
         with pytest.raises(Refused) as refusal:
             through(client.port, echo_target.port)
         assert refusal.value.code == 3

@@ -397,8 +397,8 @@ def test_a_running_exit_reads_its_list_again(monkeypatch: pytest.MonkeyPatch, tm
     asked: list[tuple[Path, str]] = []
     monkeypatch.setattr(pairing, "query", lambda path, command: asked.append((path, command)))
     config = ExitConfig(control_socket=tmp_path / "exit.sock")
-    for runs in (False, True):
-        reload_exit(ExitHere(config, tmp_path / "authorized", runs, None, (), "", False))
+    for place in (None, config.control_socket):
+        reload_exit(ExitHere(config, tmp_path / "authorized", place, (), None, (), "", False))
     assert asked == [(config.control_socket, "reload")]
 
 

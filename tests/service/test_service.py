@@ -142,7 +142,7 @@ def test_sigterm_lets_open_streams_end(pair: Setup, target: int) -> None:
         with sock:
             exit.send(signal.SIGTERM)
             exit.log.wait("stopping: open streams have 30 s")
-            client.log.wait("link left: .* 1 go on to their end")
+            client.log.wait("link to the exit .* left, .* 1 go on to their end")
             echo(sock, b"still here")
         assert exit.wait() == 0
         assert client.end() == 0

@@ -57,7 +57,12 @@ def up(lane: LaneStatus | None) -> str:
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, fold: str = "") -> Table:
     """`fold` names the column that wraps if there is no room."""
     table = Table(
-        box=None, pad_edge=False, title=title, title_justify="left", title_style="bold", padding=(0, 2, 0, 0)
+        box=None,
+        pad_edge=False,
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 2, 0, 0),
     )
     for name in columns:
         table.add_column(name, no_wrap=name != fold, overflow="fold" if name == fold else "ellipsis")
@@ -127,8 +132,10 @@ def _path(path: SessionPathStatus) -> str:
     return f"{name} {path.use}{told}"
 
 
-def peers_table(title: str, peers: Sequence[PeerStatus], width: int, most: int = _PEERS) -> Table:
-    """The first `most` of the peers, those with sessions before the others."""
+def peers_table(
+    title: str, peers: Sequence[PeerStatus], width: int, most: int = _PEERS, *, ids: bool = False
+) -> Table:
+    """The first `most` of the peers, those with sessions before the others; with `ids` there are whole ids too."""
     roomy, now = width >= _NARROW, time.time()
 
     def row(peer: PeerStatus) -> Iterator[str]:
@@ -141,6 +148,8 @@ def peers_table(title: str, peers: Sequence[PeerStatus], width: int, most: int =
             yield "not since the start" if seen is None else f"{duration(max(0.0, now - seen))} ago"
         yield size(peer.bytes.sent)
         yield size(peer.bytes.received)
+        if ids:
+            yield peer.peer_id
 
     # Sorting keeps the order of the list among equals.
     listed = sorted(peers, key=lambda peer: not peer.sessions)
@@ -148,7 +157,7 @@ def peers_table(title: str, peers: Sequence[PeerStatus], width: int, most: int =
     if len(peers) > most:
         rows.append((f"... and {len(peers) - most} more",))
     seen = ("last seen",) if roomy else ()
-    columns = ("peer", "sessions", "connected", "from", *seen, "sent", "received")
+    columns = ("peer", "sessions", "connected", "from", *seen, "sent", "received", *(("id",) if ids else ()))
     return _table(title, columns, rows, fold="peer")
 
 

@@ -41,9 +41,14 @@ _DROPPED: Final = {
 
 def render(status: Status, width: int = _WIDTH) -> str:
     """`status` in lines for standard output."""
+    return draw(view(status, width), width)
+
+
+def draw(piece: Group | Table, width: int) -> str:
+    """In lines of at most `width` columns."""
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     with console.capture() as text:
-        console.print(view(status, width))
+        console.print(piece)
     return "\n".join(line.rstrip() for line in text.get().splitlines())
 
 
