@@ -167,6 +167,8 @@ def parse_host_port(text: str, default_port: int | None = None) -> Destination:
     """
     if len(text) > MAX_TEXT:
         raise AddressError(f"{text[:40]!r}... is too long for a host and a port")
+    if "://" in text:
+        raise AddressError(f"{text!r} has a scheme in front; write only host and port, as in example.com:443")
     literal = text.startswith("[")
     if literal:
         host, bracket, rest = text[1:].partition("]")

@@ -176,3 +176,9 @@ def test_is_ip_and_text() -> None:
 def test_localhost() -> None:
     assert is_localhost("localhost") and is_localhost("a.b.localhost")
     assert not is_localhost("notlocalhost") and not is_localhost("localhost.example")
+
+
+def test_a_scheme_is_named_as_what_is_too_much() -> None:
+    """It was taken for an IPv6 address without its brackets."""
+    with pytest.raises(AddressError, match="write only host and port"):
+        parse_host_port("http://127.0.0.1:1080")

@@ -120,6 +120,8 @@ def read_text(path: Path, what: str, *, private: bool = False, most: int = MAX_F
         found = access.read(path, most + 1)
     except FileNotFoundError:
         raise ConfigError(f"{what} {path} does not exist") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{what} {path} is a directory: name a file") from None
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {reason_of(error)}") from None
     except ValueError:

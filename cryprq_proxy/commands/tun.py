@@ -93,8 +93,9 @@ def leaktest(as_json: bool, target: tuple[str, ...], hold: int | None, config: P
     Without --target they go to public resolvers. With --hold, flows are opened first: pause, reload or restart the
     client meanwhile. Exit code 1 on a leak.
     """
-    from ..service.system_wide import hold_flows, leak_test
+    from ..service.system_wide import check_leak_test, hold_flows, leak_test
 
+    check_leak_test(target)
     sockets = control_sockets(config)
     held = []
     if hold is not None:

@@ -9,6 +9,7 @@ from typing import Final
 from ..base.core_dumps import forbid_core_dumps
 from ..base.file_access import access_for, exists
 from ..base.paths import read_text
+from ..base.program import to_run
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider, select_provider
 from ..errors import ConfigError, reason_of
@@ -51,7 +52,7 @@ def load_identity(provider: Provider, path: Path) -> Identity:
     """The identity in that file. The process that holds it leaves no core dump. Raises ConfigError."""
     forbid_core_dumps()
     if not exists(path, _WHAT):
-        raise ConfigError(f"there is no identity at {path}; make one first")
+        raise ConfigError(f"there is no identity at {path}; make one first: {to_run('keygen')}")
     text, _ = read_text(path, _WHAT, private=True)
     return Identity.parse(provider, text.encode(), path)
 

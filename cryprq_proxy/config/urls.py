@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 
 from ..address import AddressError, Destination, parse_host_port
 from ..base.address_kinds import AddressKind, kind_of
+from ..base.program import to_run
 from ..carriers.dial.endpoint import CarrierKind, Endpoint, is_path, parse_endpoint
 from ..carriers.dial.upstream import UpstreamProxy
 from ..crypto.identity import PeerId
@@ -35,6 +36,9 @@ _PROXIES: Final[Mapping[str, Literal["socks5", "http"]]] = {
 def parse_peer_url(text: str) -> PeerUrl:
     """Read "cryprq://PEERID@HOST[:PORT]", "cryprq+wss://PEERID@HOST[:PORT][/PATH]" or the same with ws. Raises
     ConfigError."""
+    if "#" in text:
+        # Its secret is not shown.
+        raise ConfigError(f"that is an invite, which {to_run('join')} takes; a peer ends before the #")
     scheme, separator, rest = text.partition("://")
     peer, at, where = rest.partition("@")
     carrier = _CARRIERS.get(scheme.lower())

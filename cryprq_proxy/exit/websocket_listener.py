@@ -210,7 +210,8 @@ def _context(settings: WebSocketSettings) -> ssl.SSLContext | None:
             context.load_cert_chain(chain, key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"the certificate {settings.certificate} and its key cannot be used: {reason_of(error)}"
+            f"the certificate {settings.certificate} and its key cannot be used: {reason_of(error)}; "
+            "mend certificate and key in [websocket]"
         ) from None
     context.set_alpn_protocols(["http/1.1"])
     return context

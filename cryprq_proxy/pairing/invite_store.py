@@ -24,6 +24,7 @@ from msgspec import Meta, Struct, structs
 
 from ..base.files import SharedFile
 from ..base.log import one_line
+from ..base.program import to_run
 from ..config.authorized import MAX_NAME, PeersFile, check_name
 from ..crypto.identity import PEER_ID_LENGTH, PeerId
 from ..crypto.payloads import INVITE_SIZE
@@ -114,7 +115,10 @@ class InviteStore:
             invites = self._valid(now)
             rest = [invite for invite in invites if invite.peer or invite.name != name]
             if len(rest) == len(invites):
-                raise ConfigError(f"there is no open invite for {one_line(name[:MAX_NAME])}")
+                raise ConfigError(
+                    f"there is no open invite for {one_line(name[:MAX_NAME])}; "
+                    f"{to_run('invite --list')} shows those that are open"
+                )
             self._write(rest)
 
     def find(self, secret: bytes, now: float) -> Invite | None:

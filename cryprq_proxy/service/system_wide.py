@@ -183,6 +183,13 @@ def lift_lockdown(state: Path, say: Callable[[str], None]) -> None:
 # --- leak test ---
 
 
+def check_leak_test(to: Sequence[str]) -> None:
+    """Raise ConfigError for what no leak test can be made with, before anything is asked."""
+    for text in to:
+        _literal(text)
+    _need_linux_and_root("leaktest")
+
+
 def hold_flows(to: Sequence[str], seconds: int) -> list[HeldFlow]:
     """Open flows like those of a leak test, and send on them for so long, for its `held`. Blocks.
 

@@ -353,6 +353,14 @@ def test_what_is_no_peer_url(text: str) -> None:
         client_from("", Path("client.toml"), True, {"peer": text})
 
 
+def test_an_invite_is_no_peer_and_its_secret_is_not_shown() -> None:
+    secret = "abcdefghijklmnopqrstuvwxyz"
+    for text in (f"cryprq://{ID}@192.0.2.1:4433#{secret}", f"cryprq:/{ID}#{secret}"):
+        with pytest.raises(ConfigError, match="takes; a peer ends before the #") as refused:
+            parse_peer_url(text)
+        assert secret not in str(refused.value)
+
+
 def test_peer_urls_have_spellings() -> None:
     expected = PeerUrl(PeerId(bytes(32)), Endpoint("tcp", Destination("exit.example", 4433)))
     assert parse_peer_url(f"CRYPRQ://{ID.upper()}@Exit.Example.:4433/") == expected
