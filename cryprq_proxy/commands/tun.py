@@ -14,7 +14,7 @@ from ..base.leftovers import holder
 from ..base.leftovers import lockdown as locked_down
 from ..errors import ConfigError, CryprqError
 from ..process.actions import MAX_PAUSE
-from .common import FILE, act_for, ask, ask_status, config_option, control_sockets, seconds
+from .common import FILE, ask, ask_status, config_option, control_sockets, seconds
 
 if TYPE_CHECKING:
     from ..config.tun import TunTable
@@ -151,13 +151,13 @@ def _lock_down(config: Path | None, *, ask_first: bool) -> None:
 
     from ..base.file_access import open_list
     from ..base.progress import bar, unseen
-    from ..config.client import load_client
-    from ..config.foreign import only_harmless
     from ..rules.engine import load_rules
     from ..service.system_wide import lock_down
+    from .running import find
 
-    act_for(config)
-    settings = only_harmless(load_client(config))
+    about = find("client", config)
+    about.act()
+    settings = about.client()
     unread = settings.rules()
     with (bar if any(rule.lists for rule in unread) else unseen)("reading lists") as report:
         rules = load_rules(unread, settings.default, progress=report, opener=open_list)
@@ -167,14 +167,13 @@ def _lock_down(config: Path | None, *, ask_first: bool) -> None:
 
 
 def _state_dir(config: Path | None) -> Path:
-    """That of the configuration, or the usual one where there is no valid configuration: what is lifted needs none."""
-    from ..config.client import load_client
-    from ..config.foreign import only_harmless
+    """That of the client that runs or would run, or the usual one where no configuration is valid: what is lifted needs
+    none."""
     from ..config.tun import STATE
+    from .running import find
 
     try:
-        act_for(config)
-        return only_harmless(load_client(config)).tun.state_dir
+        return find("client", config).client().tun.state_dir
     except ConfigError:
         if config is not None:
             raise
