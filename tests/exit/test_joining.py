@@ -138,23 +138,20 @@ async def test_a_session_that_has_ended_is_joined_by_nobody() -> None:
         first.cut()
 
 
-async def test_after_a_day_without_a_signature_the_exit_takes_no_ticket(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 1000.0
-    for module in ("exit", "sessions", "peer_session"):
-        monkeypatch.setattr(f"cryprq_proxy.exit.{module}.clock", lambda: now)
+async def test_after_a_day_without_a_signature_the_exit_takes_no_ticket() -> None:
     async with open_exit() as exit:
         visits = [await Visit(exit, ALICE).admit()]
         known = visits[0].known
-        now += SIGNED_SECONDS
+        entry = exit.sessions.by_id(known.session_id)
+        assert entry is not None
+        entry.signed_at -= SIGNED_SECONDS - 60.0
         visits.append(await Visit(exit, ALICE).join(known, 1))
-        now += 1.0
+        entry.signed_at -= 120.0
         await silent(Visit(exit, ALICE), known, 2)
         visits.append(await Visit(exit, ALICE).admit(known, 3))
         assert visits[-1].resumed
         known = await rotated(visits[-1], begun(visits[0]))
-        now += SIGNED_SECONDS
+        entry.signed_at -= SIGNED_SECONDS - 60.0
         visits.append(await Visit(exit, ALICE).join(known, 4))
         for visit in visits:
             visit.cut()
