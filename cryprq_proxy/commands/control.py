@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from . import completion
 from .common import ask, config_option, control_sockets
 
 READING_SECONDS: Final = 60.0
@@ -14,7 +15,7 @@ READING_SECONDS: Final = 60.0
 
 
 @click.command()
-@click.argument("name", metavar="NAME|auto")
+@click.argument("name", metavar="NAME|auto", shell_complete=completion.EXITS)
 @config_option
 def switch(name: str, config: Path | None) -> None:
     """Send new connections through the exit NAME and no other; "auto": choose by priority and health again."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ..base.log import one_line
+from . import completion
 from .common import config_option
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _HTTPS: Final = 443
 
 
 @click.command()
-@click.argument("target", metavar="URL|HOST[:PORT]")
+@click.argument("target", metavar="URL|HOST[:PORT]", shell_complete=completion.TARGETS)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @config_option
 def explain(target: str, as_json: bool, config: Path | None) -> None:

@@ -13,6 +13,7 @@ import click
 from ..address import OWN_NAME
 from ..base.log import one_line
 from ..errors import ConfigError
+from . import completion
 from .common import FILE, act_for, config_option, refuse_callers_exit
 
 if TYPE_CHECKING:
@@ -42,7 +43,12 @@ _WIDTH: Final = 200
 )
 @click.option("--qr/--no-qr", default=None, help="Show it as a QR code too (default: on a terminal).")
 @click.option("--list", "listing", is_flag=True, help="Show the open invites instead.")
-@click.option("--cancel", metavar="NAME", help="Withdraw an open invite instead.")
+@click.option(
+    "--cancel",
+    metavar="NAME",
+    help="Withdraw an open invite instead.",
+    shell_complete=completion.INVITES,
+)
 @config_option
 def invite(
     name: str | None,
@@ -125,7 +131,7 @@ def add(outer: Path | None, /, peer_id: str, name: str, config: Path | None) -> 
 
 
 @peers.command()
-@click.argument("old")
+@click.argument("old", shell_complete=completion.PEERS)
 @click.argument("new")
 @config_option
 @click.pass_obj
@@ -140,7 +146,7 @@ def rename(outer: Path | None, /, old: str, new: str, config: Path | None) -> No
 
 
 @peers.command()
-@click.argument("who", metavar="NAME_OR_ID")
+@click.argument("who", metavar="NAME_OR_ID", shell_complete=completion.PEERS)
 @config_option
 @click.pass_obj
 def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:

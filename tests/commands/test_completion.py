@@ -31,6 +31,11 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "cryprq").mkdir()
+    (tmp_path / "cryprq" / "client.toml").write_text(
+        f'[[exit]]\nname = "home"\npeer = "cryprq://{"a" * 52}@exit.example"\n'
+    )
     return tmp_path
 
 
@@ -65,6 +70,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("cryprq-proxy status --", 2, "--json", "--peer"),
         ("cryprq-proxy --", 1, "--peer", "--json"),
         ("cryprq-proxy completion ''", 2, "zsh", "status"),
+        ("cryprq-proxy switch h", 2, "home", "auto"),
     ],
 )
 def test_bash(scripts: Path, words: str, at: int, there: str, not_there: str) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from .. import completion
 from ..common import FILE, config_option
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", shell_complete=completion.TARGETS)
 @click.argument("port")
 @click.option(
     "--proxy",
