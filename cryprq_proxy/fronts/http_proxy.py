@@ -186,7 +186,7 @@ class HttpProxy:
             target = parse_target(request)
             if self._credentials is not None:
                 check_authorization(request, self._credentials)
-            if target.destination == OWN_PAGE and opens_page(request):
+            if (target.destination, target.path) == (OWN_PAGE, b"/") and opens_page(request):
                 await self._tell(request)
                 return None
             if request.method == b"CONNECT":

@@ -205,6 +205,17 @@ async def test_what_a_web_page_asks_for_is_refused_as_any_name_that_does_not_exi
         assert b"frame-ancestors 'none'" in answers[0]
 
 
+@pytest.mark.parametrize(
+    "target", ["http://cryprq.test/a", "http://cryprq.test:81/", "http://a.cryprq.test/"]
+)
+async def test_there_is_one_page_alone(target: str) -> None:
+    async with Stage(facts=facts) as stage:
+        for destination in (OWN_PAGE, OWN_PAGE._replace(port=81), OWN_PAGE._replace(host="a.cryprq.test")):
+            stage.refusals[destination] = StreamReason.NAME_NOT_FOUND
+        stage.says(f"GET {target} HTTP/1.1\r\nHost: x\r\n".encode() + NAVIGATES + b"\r\n")
+        assert (await stage.client.gets_message()).startswith(b"HTTP/1.1 502 ")
+
+
 async def test_a_tunnel_to_the_name_is_refused() -> None:
     async with Stage(facts=facts) as stage:
         stage.refusals[OWN_PAGE] = StreamReason.NAME_NOT_FOUND
