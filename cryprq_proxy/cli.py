@@ -259,9 +259,18 @@ for _command in _COMMANDS:
 
 def main() -> NoReturn:
     """The console script."""
+    _leave_closed_directory()
     if instruction := os.environ.get(completion.VARIABLE):
         sys.exit(completion.answer(cli, instruction))
     sys.exit(run_command())
+
+
+def _leave_closed_directory() -> None:
+    """Libraries ask where they are, also where this user may not be: in root's directory by `sudo -u`."""
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir("/")
 
 
 def run_command(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,27 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.process
+def test_a_directory_that_is_gone_is_left(tmp_path: Path) -> None:
+    """Else every library that asks where it is ends the command with a few words that say nothing."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = (
+        "import atexit, os, sys; from cryprq_proxy.cli import main\n"
+        "os.chdir(sys.argv[1]); os.rmdir(sys.argv.pop(1))\n"
+        "atexit.register(lambda: print(os.getcwd()))\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(gone), "--version"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"cryprq-proxy {__version__}\n/\n", "")
 
 
 @pytest.mark.process

@@ -50,6 +50,10 @@ class Host:
         role.says(READY)
         return role
 
+    def run_managed(self, *words: str) -> str:
+        """As `run`, beside a service manager."""
+        return self.namespace.run(self.debian.managed(*words), env=ENVIRONMENT, limit=60)
+
     def run(self, *words: str) -> str:
         return self.namespace.run(self.debian.command(*words), env=ENVIRONMENT, limit=60)
 
@@ -91,9 +95,9 @@ def upgraded(host: Host, package: Path) -> list[str]:
     manager.chmod(0o755)
     told = root / "run/told"
     try:
-        host.run("cryprq-proxy", "service", "install", "tun", "--yes")
+        host.run_managed("cryprq-proxy", "service", "install", "tun", "--yes")
         told.unlink()
-        host.run("dpkg", "--install", f"/tmp/{package.name}")
+        host.run_managed("dpkg", "--install", f"/tmp/{package.name}")
         return told.read_text().splitlines()
     finally:
         manager.unlink()

@@ -282,7 +282,7 @@ def test_the_exit_is_started_again(way: str, hosts: ThreeHosts, links: Links) ->
             assert exit.stop() == 0
         else:
             exit.kill()
-        client.says("link (down|left)", since=written)
+        client.says("link (down|to the exit .* left)", since=written)
         links.exit(hosts.exit, QUIET)
         client.says("link up", since=written)
         for address in (SERVER4, SERVER6):

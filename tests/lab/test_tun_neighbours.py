@@ -154,7 +154,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 def test_nobody_is_cut_off_without_being_asked(stage: Stage) -> None:
     before = stage.client.snapshot()
     with closing(Shell(stage)) as shell, at_terminal(stage) as (process, terminal):
-        assert SERVER6 in read_until(process, "Start nevertheless?")
+        assert SERVER6 in read_until(process, "Go on nevertheless?")
         assert stage.client.snapshot() == before
         os.write(terminal, b"n\n")
         assert "nothing was changed" in read_until(process, "nothing was changed")
@@ -169,7 +169,7 @@ def test_who_has_answered_is_not_asked(stage: Stage, answer: str) -> None:
     before = stage.client.snapshot()
     with closing(Shell(stage)), at_terminal(stage, *options) as (process, terminal):
         if answer == "yes":
-            read_until(process, "Start nevertheless?")
+            read_until(process, "Go on nevertheless?")
             os.write(terminal, b"y\n")
         assert "nevertheless" not in read_until(process, "ready: ")
         process.terminate()

@@ -122,6 +122,11 @@ class Debian:
     def command(self, *words: str) -> list[str]:
         return ["chroot", str(self.root), *words]
 
+    def managed(self, *words: str) -> list[str]:
+        """As `command`, where the first process of the system is in the same network: as beside a service manager."""
+        own = ["unshare", "--pid", "--fork", "--kill-child", f"--mount-proc={self.root}/proc"]
+        return [*own, *self.command(*words)]
+
     def files(self) -> dict[str, str]:
         """All that is there, with the hash of each file's content, without what apt and dpkg keep for themselves."""
         return dict(self._files())
