@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import socket
@@ -176,36 +175,6 @@ def test_the_client_comes_back_to_a_restarted_exit(pair: Setup, target: int) -> 
                 echo(sock, b"back")
             assert client.end() == 0
             assert again.end() == 0
-
-
-@pytest.mark.process
-def test_demo(target: int, own_directories: Path) -> None:
-    with Program("demo", "--listen", "127.0.0.1:0") as demo:
-        port = int(demo.out.wait(r"curl -x socks5h://127\.0\.0\.1:(\d+) https://")[1])
-        demo.out.wait("Ctrl-C")
-        sock, reply = socks_connect(port, target)
-        with sock:
-            assert reply == 0
-            echo(sock, b"through it all")
-            assert demo.end(signal.SIGINT) == 0
-            with contextlib.suppress(ConnectionResetError):
-                assert sock.recv(1) == b""
-    assert [path for path in own_directories.rglob("*") if path.is_file()] == []
-
-
-@pytest.mark.process
-def test_demo_takes_a_free_port_where_the_usual_one_is_taken(target: int) -> None:
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # taken by another one already: as good
-            stack.enter_context(socket.create_server(("127.0.0.1", 1080)))
-        demo = stack.enter_context(Program("demo"))
-        demo.out.wait(r"127\.0\.0\.1:1080 is in use by another program, so the demo takes a free port")
-        port = int(demo.out.wait(r"curl -x socks5h://127\.0\.0\.1:(\d+) https://")[1])
-        demo.out.wait("Ctrl-C")
-        sock, reply = socks_connect(port, target)
-        sock.close()
-        assert reply == 0
-        assert demo.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -16,10 +16,11 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base import leftovers
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
-from cryprq_proxy.config.tun import TunTable
+from cryprq_proxy.config.tun import STATE, TunTable
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.rules.engine import EVERYTHING
+from cryprq_proxy.service import lockdown_unit
 from cryprq_proxy.service import system_wide as system
 from cryprq_proxy.service.system_wide import (
     clean_up,
@@ -31,14 +32,16 @@ from cryprq_proxy.service.system_wide import (
 )
 from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
 from tun import cleanup, sysctl
-from tun.firewall import nft
+from tun.firewall import lockdown_switch, nft
 from tun.firewall.inbound import Inbound, InboundConnection
+from tun.firewall.lockdown import FILE as LOCKDOWN_FILE
+from tun.firewall.policy import Policy
 from tun.journal import Entry, Journal
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import CanaryTargets
 from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
 from tun.routing.lan import Lan
-from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL
+from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL, TunnelSettings
 from tun.tunnel import TunnelPlan
 
 PEER = f'peer = "cryprq://{"a" * 52}@192.0.2.1:4433"\n'
@@ -347,6 +350,94 @@ def test_not_while_one_of_us_runs(kernel: Kernel, tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             clean_up(tmp_path / "state", print)
         assert kernel.removed == []
+
+
+# --- lockdown ---
+
+
+class Lockdown:
+    """Stands for the unit and the filter: what is asked for, in its order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.manager, self.stands, self.was_on, self.left = True, True, True, ""
+        self.refuses = False
+        self.plan: tuple[TunnelSettings, Sequence[Destination], Policy] | None = None
+        monkeypatch.setattr(lockdown_unit, "install", self.install)
+        monkeypatch.setattr(lockdown_unit, "remove", lambda: self.calls.append("unit removed"))
+        monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
+        monkeypatch.setattr(lockdown_switch, "turn_on", self.turn_on)
+        monkeypatch.setattr(lockdown_switch, "turn_off", self.turn_off)
+        monkeypatch.setattr(leftovers, "left_by_client", lambda: self.left)
+
+    def install(self, file: Path, program: str) -> bool:
+        self.calls.append(f"unit for {file} with {program}")
+        return self.manager
+
+    async def turn_on(self, settings: TunnelSettings, exits: Sequence[Destination], policy: Policy) -> bool:
+        self.calls.append("filter")
+        self.plan = (settings, exits, policy)
+        if self.refuses:
+            raise ConfigError("the file is another one's")
+        return self.stands
+
+    def turn_off(self, state: Path) -> bool:
+        self.calls.append(f"filter of {state} lifted")
+        return self.was_on
+
+
+@pytest.fixture
+def lockdown(root: None, monkeypatch: pytest.MonkeyPatch) -> Lockdown:
+    return Lockdown(monkeypatch)
+
+
+def lock(text: str = "") -> list[str]:
+    said: list[str] = []
+    system.lock_down(client(text), EVERYTHING, said.append)
+    return said
+
+
+def test_lockdown_has_its_unit_before_its_filter(lockdown: Lockdown) -> None:
+    said = lock('[tun]\nstate_dir = "/srv/cryprq"\n')
+    assert lockdown.calls == [f"unit for /srv/cryprq/{LOCKDOWN_FILE} with /usr/sbin/nft", "filter"]
+    assert said == ["lockdown is on: nothing gets out until --tun runs"]
+    assert lockdown.plan is not None
+    settings, exits, _ = lockdown.plan
+    assert settings.state == Path("/srv/cryprq")
+    assert exits == (Destination("192.0.2.1", 4433),)
+
+
+def test_lockdown_says_what_a_running_client_and_a_missing_manager_mean(lockdown: Lockdown) -> None:
+    lockdown.manager = lockdown.stands = False
+    assert lock() == [
+        "lockdown is on: when the client that runs has ended, nothing gets out until --tun runs again",
+        f"no systemd runs here, so nothing loads it at a boot: call nft -f {STATE / LOCKDOWN_FILE} "
+        "before the network comes",
+    ]
+
+
+def test_a_lockdown_that_is_refused_says_nothing_else(lockdown: Lockdown) -> None:
+    lockdown.refuses = True
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="another one's"):
+        system.lock_down(client(), EVERYTHING, said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("was_on", "words"), [(True, "lockdown is off"), (False, "lockdown was off already")]
+)
+def test_lockdown_is_lifted_filter_first(
+    lockdown: Lockdown, tmp_path: Path, was_on: bool, words: str
+) -> None:
+    lockdown.was_on = was_on
+    said: list[str] = []
+    system.lift_lockdown(tmp_path, said.append)
+    assert lockdown.calls == [f"filter of {tmp_path} lifted", "unit removed"]
+    assert said == [words]
+    lockdown.left = "a client that was killed has left its routes"
+    system.lift_lockdown(tmp_path, said.append)
+    assert said[1:] == [words, lockdown.left]
 
 
 # --- leak test ---
