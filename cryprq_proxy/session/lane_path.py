@@ -229,6 +229,11 @@ class LanePath:
             self._woken = True
             self.ready()
 
+    def _wait_for_turn(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            self.session.turn.wait(self._renew)
+
     def _renew(self) -> None:
         self._turn_due = False
         self.wake()
@@ -262,9 +267,7 @@ class LanePath:
             if self.carries:
                 self.begin_carrying()
         if turn.left <= 0:
-            if not self._turn_due:
-                self._turn_due = True
-                turn.wait(self._renew)
+            self._wait_for_turn()
             return None
         turn.spend(FILL_WORK)
         # What handlers queue from here on leaves with this call, or with the next one.
@@ -273,6 +276,9 @@ class LanePath:
         self._woken = False
         if load is not None:
             self.bytes_sent += load.size
+        elif turn.left <= 0:
+            # Perhaps some that wait to send were not asked.
+            self._wait_for_turn()
         return load
 
     def takes_ack(self, size: int) -> bool:

@@ -21,7 +21,7 @@ from cryprq_proxy.session.reassembly import MAX_PIECES
 from cryprq_proxy.session.scheduler import MAX_SLICES
 from cryprq_proxy.session.stream_receiver import SPARE_PIECES
 from cryprq_proxy.session.suspicion import LEAST_LATE
-from cryprq_proxy.session.turns import TURN_WORK
+from cryprq_proxy.session.turns import FILL_WORK, READ_WORK, TURN_WORK
 from cryprq_proxy.session.wire import DATA, FIN, OPEN, RELIABLE, LaneUse, StreamProtocol
 from tests.support.lane_pair import PAYLOAD, ROUND_TRIP, LanePair, kinds, whole
 from tests.support.links import TARGET, App
@@ -203,6 +203,40 @@ def test_an_end_leaves_that_is_said_when_it_is_asked_for_more() -> None:
     (load,) = on.take(on.client)
     assert kinds(load) == [FIN] and on.deliver(on.client, load)
     assert other.events[-1] == ("eof",)
+
+
+@pytest.mark.parametrize("left", range(1, FILL_WORK + 2))
+def test_a_stream_that_waits_is_asked_in_the_next_turn_if_the_work_of_this_one_ends_before(left: int) -> None:
+    on = LanePair()
+    app, other = on.pair()
+    assert app.stream is not None
+    app.outgoing += b"hello"
+    app.stream.wait_for_turn()
+    on.client.turn.left = left
+    loads = on.take(on.client)
+    assert bool(loads) is (left > FILL_WORK)
+    before = on.woken[on.client]
+    on.client.turn.renew()
+    assert on.woken[on.client] > before
+    for load in loads or on.take(on.client):
+        assert on.deliver(on.client, load)
+    assert other.received == b"hello"
+
+
+def test_streams_with_nothing_to_say_keep_no_other_waiting_beyond_the_work_of_a_turn() -> None:
+    on = LanePair()
+    pairs = [on.pair() for _ in range(TURN_WORK // READ_WORK + 1)]
+    for app, _ in pairs:
+        assert app.stream is not None
+        app.stream.wait_for_turn()
+    pairs[-1][0].outgoing += b"hello"
+    on.client.turn.renew()
+    before = on.woken[on.client]
+    assert not on.take(on.client)
+    on.client.turn.renew()
+    assert on.woken[on.client] > before
+    (load,) = on.take(on.client)
+    assert on.deliver(on.client, load) and pairs[-1][1].received == b"hello"
 
 
 def test_bytes_of_a_stream_that_was_reset_do_not_keep_others_waiting() -> None:
