@@ -24,6 +24,7 @@ from ..address import Destination
 from ..base.paths import callers_file, default_control_socket, exposed
 from ..base.program import to_run
 from ..carriers.dial.upstream import UpstreamProxy
+from ..carriers.lane.settings import LaneSettings
 from ..client.settings import ClientSettings, Connect, EndpointMemory
 from ..errors import ConfigError
 from ..fronts.credentials import Credentials
@@ -114,8 +115,16 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
         """The user and password for applications, from `user_file` if that is set. Raises ConfigError."""
         return self.user if self.user_file is None else read_user(self.user_file)
 
+    def lane_settings(self) -> LaneSettings | None:
+        """See LaneTable.settings: measures, so two results may differ; None without a lane."""
+        return self.lane.settings() if self.has_lane else None
+
     def link_settings(
-        self, exit: ExitChoice, memory: EndpointMemory = NO_MEMORY, mark: int = 0
+        self,
+        exit: ExitChoice,
+        lane: LaneSettings | None,
+        memory: EndpointMemory = NO_MEMORY,
+        mark: int = 0,
     ) -> ClientSettings:
         """Those of the link to one exit. Raises ConfigError if its pre-shared key cannot be read."""
         return ClientSettings(
@@ -126,7 +135,7 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
             upstream=self.upstream,
             wait_for_link=self.wait_for_link,
             connect=self.connect,
-            lane=self.lane.settings() if self.has_lane else None,
+            lane=lane,
             lane_use=LaneUse[self.carrier.upper()],
             mark=mark,
             limits=self.session_limits(),

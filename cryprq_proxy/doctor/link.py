@@ -46,7 +46,7 @@ async def link(context: Context) -> CheckVerdict:
     config, (identity, provider) = context.client_config, context.keys
     last = "no exit answered"
     for exit in config.exits():
-        settings = config.link_settings(exit)
+        settings = config.link_settings(exit, config.lane_settings())
         # An early PING measures early.
         settings = replace(settings, limits=replace(settings.limits, keepalive=0.5))
         client = Client(identity, settings, provider)

@@ -254,4 +254,4 @@ def _settings(invitation: Invitation, config: ClientConfig) -> ClientSettings:
     """The client's settings for showing an invite to its exit, at the invitation's address. Raises ConfigError."""
     known = next(choice for choice in config.exits() if choice.peer_id == invitation.peer_id)
     endpoint = parse_peer_url(invitation.url).endpoint
-    return replace(config.link_settings(known), endpoints=(endpoint,), lane=None, invite=invitation.secret)
+    return replace(config.link_settings(known, None), endpoints=(endpoint,), invite=invitation.secret)

@@ -27,6 +27,7 @@ from ..base.log import set_level
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..base.work import LookAtWork, no_work
+from ..carriers.lane.settings import LaneSettings
 from ..client.dispatcher import Dispatcher
 from ..client.endpoint_memory import EndpointFile
 from ..client.exit_entry import MakeEntry, PlannedExit, entry_maker
@@ -97,9 +98,11 @@ def read_rules(config: ClientConfig, watch: FileWatch, shown: progress.Report = 
 
 class ExitPlanner(NamedTuple):
     """Plans the exits of a configuration, as links to them can be made in a process that was `started` with that one.
-    `mark` is the SO_MARK of their sockets."""
+    `lane` was measured then: another result is no change of the configuration. `mark` is the SO_MARK of their
+    sockets."""
 
     started: ClientConfig
+    lane: LaneSettings | None
     memories: EndpointFile
     mark: int
 
@@ -113,7 +116,7 @@ class ExitPlanner(NamedTuple):
             PlannedExit(
                 choice.name,
                 choice.priority,
-                config.link_settings(choice, self.memories.of(choice.peer_id), self.mark),
+                config.link_settings(choice, self.lane, self.memories.of(choice.peer_id), self.mark),
             )
             for choice in choices
         )
@@ -169,7 +172,7 @@ class ClientParts(NamedTuple):
         watch.before_reading(*config.tun.dns.blocklists)
         plan = make_tun(config, rules)
         memories = EndpointFile.load(choice.peer_id for choice in config.exits())
-        planner = ExitPlanner(config, memories, plan.mark)
+        planner = ExitPlanner(config, config.lane_settings(), memories, plan.mark)
         exits = planner.plan(config, watch)
         listening = listener_settings(config)
         identity = own_identity(provider, config.identity)

@@ -57,7 +57,7 @@ async def run_demo(listen: str | None, say: Callable[[str], None], stop: Stop) -
         peer = f"cryprq://{exit_identity.peer_id}@{address}"
         config = client_from("", Path("demo"), True, {"peer": peer, "listen": listen})
         (choice,) = config.exits()
-        link_settings = config.link_settings(choice)
+        link_settings = config.link_settings(choice, config.lane_settings())
         slots = SlotPool()
         make = entry_maker(client_identity, provider, slots)
         exits = plan_exits([PlannedExit("exit", 1, link_settings)], make, slots, failback=config.failback)

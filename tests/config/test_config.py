@@ -127,7 +127,7 @@ def test_all_of_a_client() -> None:
 def test_carriers(carrier: str, has_lane: bool, use: LaneUse) -> None:
     read = client(f"carrier = '{carrier}'")
     assert read == client("", {"carrier": carrier})
-    settings = read.link_settings(read.exits()[0])
+    settings = read.link_settings(read.exits()[0], read.lane_settings())
     assert (settings.lane is not None, settings.lane_use) == (has_lane, use)
 
 
@@ -136,7 +136,7 @@ def test_carriers(carrier: str, has_lane: bool, use: LaneUse) -> None:
 )
 def test_congestion_control_of_the_lane(text: str, control: type) -> None:
     read = client(f"[lane]\n{text}")
-    lane = read.link_settings(read.exits()[0]).lane
+    lane = read.lane_settings()
     assert lane is not None and isinstance(lane.control(0.0, 1_200, 0.0), control)
     there = exit_settings(exit_peer(f"[lane]\n{text}")).lane
     assert there is not None and there.control is lane.control
@@ -144,7 +144,7 @@ def test_congestion_control_of_the_lane(text: str, control: type) -> None:
 
 def test_no_upstream_proxy_passes_a_lane_on() -> None:
     upstream = "upstream = 'socks5://127.0.0.1:9050'"
-    assert client(upstream).link_settings(client().exits()[0]).lane is None
+    assert client(upstream).lane_settings() is None
     with pytest.raises(ConfigError, match=r'carrier = "udp" needs UDP, .*; leave out one of the two'):
         client(upstream, {"carrier": "udp"})
 

@@ -9,14 +9,17 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from itertools import cycle
 from typing import Any
 
 import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
+from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.client.dispatcher import Dispatcher
 from cryprq_proxy.client.exits import Exits
+from cryprq_proxy.config import both_roles
 from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process import file_watch
@@ -374,6 +377,17 @@ async def test_exits_and_limits_are_put_in_force_by_a_reload(files: RoleFiles) -
         assert (await said()).endswith(
             "1 exit; what else has changed in the configuration needs a restart: keepalive, connect, via"
         )
+
+
+async def test_what_is_measured_of_the_kernel_dials_nothing_anew(
+    files: RoleFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = cycle((UdpOffload(True, True), UdpOffload(False, False, "this time not")))
+    monkeypatch.setattr(both_roles, "check_offload", lambda setting: next(results))
+    config = files.client('carrier = "auto"\n')
+    async with running(role(config)):
+        for _ in range(2):
+            assert await files.command("client", "reload") == {"reloaded": "0 rules, 0 listed names, 1 exit"}
 
 
 async def test_a_pre_shared_key_is_watched_and_dials_anew(
