@@ -374,6 +374,14 @@ class PeerStatus(Struct, kw_only=True, frozen=True):
     bytes: Traffic = Traffic()
 
 
+class PeersPage(Struct, kw_only=True, frozen=True):
+    """At most 1000 peers of an exit's list, in its order; `next`: the place, counted from 0, at which the next page
+    begins, None after the last."""
+
+    peers: tuple[PeerStatus, ...] = ()
+    next: int | None = None
+
+
 class PairingStatus(Struct, kw_only=True, frozen=True):
     """What `cryprq-proxy invite` and `peers` need to know of a running exit. It accepts no invites without the file
     `authorized`."""

@@ -61,7 +61,7 @@ from cryprq_proxy.outbound.resolving import (
     resolver,
 )
 from cryprq_proxy.pairing import invite_store
-from cryprq_proxy.process import answers, control, overlap, recent_errors
+from cryprq_proxy.process import answers, control, overlap, peers_pages, recent_errors
 from cryprq_proxy.recovery import bandwidth, flight, pacer, received, recovery
 from cryprq_proxy.rules import lists
 from cryprq_proxy.rules.pac import script
@@ -429,6 +429,7 @@ REACHED = {
     "time for the next part of an answer, and beyond that for the whole": [
         "process/test_control.py::test_an_answer_that_trickles_has_an_end"
     ],
+    "pages of peers that are asked for": ["process/test_peers_pages.py::test_pages_without_an_end"],
     "lines that wait for the reader of the log": [
         "base/test_log_writer.py::test_a_full_queue_drops_and_says_how_many",
         "base/test_log_writer.py::test_the_length_of_all_lines_is_bounded_too",
@@ -543,11 +544,12 @@ REACHED = {
     "reports that the exit is asked for because of our own page: at a time; how long one is told to all who ask": [
         "service/test_facts.py::test_many_who_ask_at_once_cost_one_question",
     ],
-    "connections listed; peers in the status; series of a metric": [
+    "connections listed; peers in the status, or in a page of all; series of a metric": [
         "client/test_dispatcher.py::test_very_many_connections",
         "client/test_dispatcher.py::test_very_many_connections_of_two_exits",
         "service/test_exit.py::test_twenty_thousand_peers_are_let_in",
         "exit/test_peer_book.py::test_peers_with_sessions_leave_less_room_for_others",
+        "exit/test_peer_book.py::test_all_are_told_page_after_page",
         "web/test_metrics.py::test_labels_are_bounded_and_quoted",
     ],
     "PAC file; patterns with wildcards in it": [
@@ -915,7 +917,7 @@ NUMBERS: dict[str, list[float]] = {
         1,
         facts.KEPT_SECONDS,
     ],
-    "connections listed; peers in the status; series of a metric": [
+    "connections listed; peers in the status, or in a page of all; series of a metric": [
         dispatcher.MAX_ROWS,
         peer_book.MAX_PEERS_TOLD,
         metrics.MAX_SERIES,
@@ -943,6 +945,7 @@ NUMBERS: dict[str, list[float]] = {
         linux.GSO_MAX_SIZE,
     ],
     "names in blocklists": [lists.MAX_NAMES],
+    "pages of peers that are asked for": [peers_pages.MAX_PAGES, peer_book.MAX_PEERS_TOLD],
     "of how many it is remembered when and from where they came": [peer_book.MAX_SEEN],
     "the list of peers; revocations remembered": [paths.MAX_LIST, authorized.MAX_REVOKED],
     "names in rule lists; a list; a line; broken lines described": [

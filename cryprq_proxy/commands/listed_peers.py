@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -14,9 +15,10 @@ from ..base.program import to_run
 from ..base.text import named
 from ..config.authorized import PeersFile
 from ..crypto.identity import PeerId
-from ..exit.peer_book import MAX_PEERS_TOLD
+from ..errors import CryprqError
 from ..pairing.invitation import ExitHere
 from ..pairing.invite_store import Invite, InviteStore, beside
+from ..process.peers_pages import query_peers
 from ..status import PeerStatus
 from .status.tables import peers_table
 from .status.view import draw
@@ -45,7 +47,7 @@ class PeersListing(NamedTuple):
             [peer for peer in here.config.allow if peer not in names],
             {peer.peer_id: peer.name for peer in file.revoked()},
             InviteStore(beside(here.authorized)).open(time.time()),
-            None if here.socket is None else {peer.peer_id: peer for peer in here.peers},
+            _seen(here),
         )
 
     def told(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class PeersListing(NamedTuple):
             yield draw(peers_table("", told, width, len(told), ids=width > _FOR_IDS), width)
         for peer in self._allowed():
             if not self._is_told(peer):
-                yield f"{named(peer.name, peer.peer_id)}  not told: the exit tells of {MAX_PEERS_TOLD} peers"
+                yield f"{named(peer.name, peer.peer_id)}  not told: ask again, or restart the exit"
         for peer_id, name in self.listed.items():
             if peer_id in self.revoked:
                 yield f"{named(name, str(peer_id))}  revoked: not let in"
@@ -104,6 +106,18 @@ class PeersListing(NamedTuple):
 
     def _is_told(self, peer: PeerStatus) -> bool:
         return self.seen is not None and peer.peer_id in self.seen
+
+
+def _seen(here: ExitHere) -> dict[str, PeerStatus] | None:
+    """What the running exit tells of its peers: in the status, and of a crowd page by page."""
+    if here.socket is None:
+        return None
+    seen = {peer.peer_id: peer for peer in here.peers}
+    if len(seen) < here.listed:
+        # An exit that has just ended, or one of an older version, has told what it can.
+        with contextlib.suppress(CryprqError):
+            seen |= {peer.peer_id: peer for peer in query_peers(here.socket)}
+    return seen
 
 
 def invite_line(invite: Invite) -> str:

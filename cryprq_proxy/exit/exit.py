@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ..address import Destination
@@ -35,7 +35,7 @@ from ..session.path import MAX_EARLY
 from ..session.path_keys import CarrierKeys
 from ..session.retention import SlotPool
 from ..session.status import by_name
-from ..status import ExitStatus, PeerSessionStatus, PeerStatus
+from ..status import ExitStatus, PeerSessionStatus, PeersPage, PeerStatus
 from .egress_policy import EgressPolicy
 from .flight_memory import FlightMemory
 from .handshake_thread import HandshakeThread
@@ -331,7 +331,8 @@ class Exit:
             totals.add(entry.session)
             if not number % TOLD_AT_ONCE:
                 await asyncio.sleep(0)
-        peers = await self._peers_told()
+        await asyncio.sleep(0)
+        peers = await self._told(self.book.first(self.sessions.counts()))
         return ExitStatus(
             peer_id=str(self._identity.peer_id),
             provider=self._provider.name,
@@ -351,11 +352,16 @@ class Exit:
             peers=peers,
         )
 
-    async def _peers_told(self) -> tuple[PeerStatus, ...]:
+    async def peers(self, start: int) -> PeersPage:
+        """What was seen of the peers of the list from place `start` on."""
+        page = self.book.page(start)
+        after = start + len(page)
+        return PeersPage(peers=await self._told(page), next=after if after < len(self.book.listed) else None)
+
+    async def _told(self, peers: Iterable[PeerId]) -> tuple[PeerStatus, ...]:
         """A part of them in each turn of the loop."""
-        await asyncio.sleep(0)
         told, epoch = [], time.time() - clock()
-        for number, peer in enumerate(self.book.first(self.sessions.counts()), 1):
+        for number, peer in enumerate(peers, 1):
             told.append(self.book.status(peer, self.sessions.of(peer), epoch))
             if number % TOLD_AT_ONCE == 0:
                 await asyncio.sleep(0)

@@ -3,6 +3,7 @@
     let in -> came: the address that the peer came from
     a session is over -> left: its bytes, and when the peer was last heard of
     status -> those with sessions first, then those that were seen last, then the rest of the list
+    all of them are asked for -> page after page, in the order of the list
 
 Only peers of the list are remembered, and of more than MAX_SEEN the latest.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from heapq import nlargest
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from ..base.text import named
@@ -24,7 +25,7 @@ from .peer_session import PeerSession
 MAX_SEEN: Final = 10_000
 """Peers of which it is remembered what was seen of them, about 400 bytes each."""
 MAX_PEERS_TOLD: Final = 1000
-"""In the status."""
+"""In the status, and in one page of all of them."""
 
 
 class Seen:
@@ -86,6 +87,10 @@ class PeerBook:
         """The peers that the status tells of, at most MAX_PEERS_TOLD. `sessions`: how many those have who have some."""
         linked = nlargest(MAX_PEERS_TOLD, sessions, key=sessions.__getitem__)
         return list(_first(MAX_PEERS_TOLD, chain(linked, reversed(self._seen), self.listed)))
+
+    def page(self, start: int) -> list[PeerId]:
+        """The peers of the list from place `start` on, counted from 0, at most MAX_PEERS_TOLD."""
+        return list(islice(self.listed, start, start + MAX_PEERS_TOLD))
 
     def status(self, peer: PeerId, sessions: Collection[PeerSession], epoch: float) -> PeerStatus:
         """What is known of `peer`, whose sessions are `sessions`. `epoch`: when the loop's time was 0, in seconds since

@@ -148,6 +148,8 @@ class ExitHere:
     """Where it answers; None if it does not run."""
     peers: Sequence[PeerStatus]
     """What it has seen of them, of at most 1000."""
+    listed: int
+    """How many it lets in; 0 where it does not run."""
     peer_id: PeerId | None
     """None while the exit does not run: then the identity has it."""
     listen: Sequence[Destination]
@@ -164,7 +166,7 @@ def exit_here(config: ExitConfig, authorized: Path, socket: Path | None) -> Exit
             status = query_status(socket)
     if not isinstance(status, ExitStatus) or status.pairing is None:
         return ExitHere(
-            config, authorized, None, (), None, config.listen, config.public, config.psk_file is not None
+            config, authorized, None, (), 0, None, config.listen, config.public, config.psk_file is not None
         )
     pairing = status.pairing
     return ExitHere(
@@ -172,6 +174,7 @@ def exit_here(config: ExitConfig, authorized: Path, socket: Path | None) -> Exit
         authorized if pairing.authorized is None else Path(pairing.authorized),
         socket,
         status.peers,
+        status.authorized,
         PeerId.parse(status.peer_id),
         [parse_host_port(listen) for listen in pairing.listen],
         pairing.public,

@@ -39,16 +39,18 @@ from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolving.resolver import SystemResolver
 from ..pairing.invite_store import Redeemer
+from ..process.actions import Action
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
 from ..process.garbage import COLLECTOR
 from ..process.lifecycle import Stop
+from ..process.peers_pages import PEERS
 from ..process.recent_errors import RecentErrors
 from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, exit_summary
 from ..process.started import STARTED, Started
 from ..process.watchdog import Watchdog
-from ..status import ExitStatus, PairingStatus
+from ..status import ExitStatus, PairingStatus, PeersPage
 from ..web.guard import new_token
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 
@@ -60,6 +62,8 @@ OWN_ADDRESSES_SECONDS: Final = 60.0
 """How often the exit looks which addresses this machine has, if the kernel tells of no change."""
 MAX_PEERS_NAMED: Final = 5
 """In one line of the log."""
+_PLACE_DIGITS: Final = 9
+"""Of a place in the list of peers."""
 NOT_TOLD: Final = Started(role="exit", file="", flags={})
 """Of a configuration that is no file's."""
 
@@ -138,7 +142,11 @@ async def run_exit(
             stop.notifier,
             recent,
         )
-        actions = {"reload": running.reload, STARTED: started.tell}
+        actions: dict[str, Action] = {
+            "reload": running.reload,
+            PEERS: running.peers,
+            STARTED: started.tell,
+        }
         control = ControlServer(config.control_socket, running.status, actions)
         await control.start()
         alone.push_async_callback(control.stop)
@@ -271,6 +279,14 @@ class RunningExit:
     async def reload(self, _: str) -> dict[str, object]:
         """The command of the control socket."""
         return {"reloaded": await self.reloader.reload()}
+
+    async def peers(self, start: str) -> PeersPage:
+        """A page of all peers, from place `start` of the list on: a number in decimal digits, without it 0. Raises
+        CryprqError."""
+        # `int` takes other digits too, and refuses thousands of them in words of its own.
+        if start and not (start.isascii() and start.isdecimal() and len(start) <= _PLACE_DIGITS):
+            raise CryprqError(f"a page of peers begins at a number of at most {_PLACE_DIGITS} digits")
+        return await self._exit.peers(int(start or "0"))
 
     async def status(self) -> ExitStatus:
         told, config = await self._exit.status(), self._config

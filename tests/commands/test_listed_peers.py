@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cryprq_proxy.commands import listed_peers
 from cryprq_proxy.commands.listed_peers import PeersListing
+from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.errors import CryprqError
+from cryprq_proxy.pairing.invitation import ExitHere
 from cryprq_proxy.pairing.invite_store import Invite
 from cryprq_proxy.status import PeerStatus, Traffic
 
@@ -44,7 +52,7 @@ def test_whom_the_exit_has_not_told_of_and_who_is_revoked() -> None:
     listing = PeersListing({ONE: "laptop", TWO: NAMES[TWO]}, (THREE,), {TWO: "phone"}, (), seen(ONE))
     lines = shown(listing)
     assert lines[-2:] == [
-        f"{THREE} not told: the exit tells of 1000 peers",
+        f"{THREE} not told: ask again, or restart the exit",
         f"\\x1b[2Jphone ({str(TWO)[:8]}...) revoked: not let in",
     ]
     told = listing.told()
@@ -57,6 +65,32 @@ def test_whom_the_exit_has_not_told_of_and_who_is_revoked() -> None:
         {"name": "", "peer_id": str(THREE)},
     ]  # fmt: skip
     assert told["revoked"] == [{"name": "phone", "peer_id": str(TWO)}]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "pages"), [(1, None), (2, seen(TWO)), (2, CryprqError("another version"))]
+)
+def test_all_of_a_crowd_are_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: int,
+    pages: dict[str, PeerStatus] | CryprqError | None,
+) -> None:
+    """Where the status tells of fewer than are let in; an exit of an older version tells no more than that."""
+
+    def query_peers(path: Path) -> Iterator[PeerStatus]:
+        assert path == tmp_path / "exit.sock" and pages is not None
+        if isinstance(pages, CryprqError):
+            raise pages
+        yield from pages.values()
+
+    monkeypatch.setattr(listed_peers, "query_peers", query_peers)
+    here = ExitHere(
+        ExitConfig(), tmp_path / "authorized", tmp_path / "exit.sock", list(seen(ONE).values()), allowed, None, (), "",
+        False,
+    )  # fmt: skip
+    told = PeersListing.of(here).seen
+    assert told == (seen(ONE) | pages if isinstance(pages, dict) else seen(ONE))
 
 
 def test_without_a_running_exit_there_are_names_and_ids() -> None:

@@ -106,6 +106,13 @@ def test_peers_with_sessions_leave_less_room_for_others() -> None:
     assert set(found[:10]) == set(linked)
 
 
+def test_all_are_told_page_after_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_book, "MAX_PEERS_TOLD", 2)
+    book = PeerBook({ONE: "", TWO: "", THREE: ""})
+    book.came(THREE, "192.0.2.3", 1.0)
+    assert [book.page(start) for start in (0, 2, 3, 10**9)] == [[ONE, TWO], [THREE], [], []]
+
+
 def test_peers_with_most_sessions_come_first() -> None:
     book = PeerBook({ONE: "one", TWO: "two", THREE: "three"})
     book.came(THREE, "192.0.2.3", 1.0)

@@ -398,7 +398,7 @@ def test_a_running_exit_reads_its_list_again(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(pairing, "query", lambda path, command: asked.append((path, command)))
     config = ExitConfig(control_socket=tmp_path / "exit.sock")
     for place in (None, config.control_socket):
-        reload_exit(ExitHere(config, tmp_path / "authorized", place, (), None, (), "", False))
+        reload_exit(ExitHere(config, tmp_path / "authorized", place, (), 0, None, (), "", False))
     assert asked == [(config.control_socket, "reload")]
 
 

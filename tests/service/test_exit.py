@@ -37,6 +37,7 @@ from cryprq_proxy.process import file_watch, lifecycle
 from cryprq_proxy.process.control import ControlServer
 from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.process.lifecycle import Stop
+from cryprq_proxy.process.peers_pages import query_peers
 from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.service import exit as exit_module
@@ -455,6 +456,15 @@ async def test_twenty_thousand_peers_are_let_in(files: RoleFiles) -> None:
     async with running(role(files)):
         status = await told(files)
         assert (status.authorized, len(status.peers)) == (20_001, 1000)
+        everybody = await asyncio.to_thread(lambda: list(query_peers(files.directory / "exit.sock")))
+        assert {peer.peer_id for peer in everybody} == {line.split()[0] for line in many} | {
+            str(files.client_id)
+        }
+        assert everybody[-1].name == "laptop"
+        assert len((await files.command("exit", "peers", "19999"))["peers"]) == 2
+        for start in ("-1", "x", "٣", "9" * 10):
+            with pytest.raises(CryprqError, match="begins at a number of at most 9 digits"):
+                await files.command("exit", "peers", start)
 
 
 # --- dead applications and targets ---
