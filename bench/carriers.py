@@ -123,7 +123,7 @@ async def _serve_client(setting: dict[str, Any], stop: asyncio.Event) -> None:
     from cryprq_proxy.crypto.primitives import select_provider
     from cryprq_proxy.fronts.listener import MixedListener
     from cryprq_proxy.rules.engine import EVERYTHING
-    from cryprq_proxy.service.client import listener_settings
+    from cryprq_proxy.service.client_parts import listener_settings
     from cryprq_proxy.session.retention import SlotPool
     from cryprq_proxy.session.wire import LaneUse
 

@@ -171,7 +171,8 @@ def cli(
     from .process.file_watch import FileWatch
     from .process.lifecycle import run as run_process
     from .process.started import Started
-    from .service.client import MakeTun, no_tun, run_client
+    from .service.client import run_client
+    from .service.client_parts import MakeTun, no_tun
 
     act_for(config)
     tun_flags = {f"tun.{name}": flags.pop(name) for name in _TUN_FLAGS}

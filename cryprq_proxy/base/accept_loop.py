@@ -154,17 +154,26 @@ class Acceptors:
 
     def __init__(self) -> None:
         self._all: list[Acceptor] = []
+        self._accept = True
 
     def add(self, acceptor: Acceptor) -> None:
-        """It accepts from now on."""
+        """It accepts from now on, unless all are stopped."""
         self._all.append(acceptor)
-        acceptor.start()
+        if self._accept:
+            acceptor.start()
+
+    def remove(self, acceptor: Acceptor) -> None:
+        """Close this one."""
+        self._all.remove(acceptor)
+        acceptor.close()
 
     def start(self) -> None:
+        self._accept = True
         for acceptor in self._all:
             acceptor.start()
 
     def stop(self) -> None:
+        self._accept = False
         for acceptor in self._all:
             acceptor.stop()
 

@@ -88,6 +88,10 @@ class Direct:
         """Never connect to `listening`, where the proxy listens."""
         self.policy.listening.append(listening)
 
+    def allow_again(self, listening: Destination) -> None:
+        """It listens there no longer."""
+        self.policy.listening.remove(listening)
+
     def stop(self) -> None:
         """End all of them, with resets; pending look-ups are cancelled."""
         for stream in list(self.streams.values()):

@@ -16,7 +16,7 @@ from ..address import Destination, reachable
 from ..base.text import milliseconds, size
 from ..errors import CryprqError
 from ..fronts.listener import MixedListener
-from ..service.client import listener_settings
+from ..service.client_parts import listener_settings
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 from .reach import linked
 

@@ -59,13 +59,17 @@ class ListenerSettings:
     idle_timeout: float = 0.0
 
 
-@dataclass(slots=True)
-class ForwardCount:
-    """A forward, and its connections so far."""
+@dataclass(slots=True, eq=False)
+class OpenForward:
+    """A forward: where it listens, its target, and the connections to that so far."""
 
     listen: Destination
     to: Destination
     connections: int = 0
+
+    def turn_to(self, target: Destination) -> None:
+        """Lead there from now on; connections to the old target go on."""
+        self.to, self.connections = target, 0
 
 
 class MixedListener:
@@ -79,7 +83,7 @@ class MixedListener:
         self.sockets = SocketGroup(self.loop, TurnBudget(self.loop.call_soon))
         """What watches applications that speak SOCKS, and those whose bytes are relayed."""
         self._acceptor: Acceptors | None = None
-        self.forwards: list[ForwardCount] = []
+        self.forwards: dict[OpenForward, Acceptor] = {}
         self._connections = 0
         self._negotiating: deque[tuple[float, SocksConnection]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -95,7 +99,7 @@ class MixedListener:
 
     def start(self) -> Destination:
         """Listen. Returns the bound address. Raises OSError."""
-        sock = _listening_socket(self.settings.listen)
+        sock = listening_socket(self.settings.listen)
         if not self.sockets.open():
             sock.close()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -103,18 +107,28 @@ class MixedListener:
         self._acceptor.add(Acceptor(self.loop, sock, self._accepted))
         return Destination(*sock.getsockname()[:2])
 
-    def forward(self, listen: Destination, target: Destination) -> Destination:
-        """Listen there too, for connections to `target`, while started. Returns the bound address. Raises OSError."""
+    @property
+    def listens(self) -> bool:
+        """From `start` until `stop`."""
+        return self._acceptor is not None
+
+    def forward(self, listener: socket.socket, target: Destination) -> OpenForward:
+        """Take connections of this `listening_socket` too, to `target`, while started."""
         if self._acceptor is None:
             raise LocalError("only a listener that has been started forwards")
-        sock = _listening_socket(listen)
-        bound = Destination(*sock.getsockname()[:2])
-        count = ForwardCount(bound, target)
-        self._acceptor.add(
-            Acceptor(self.loop, sock, lambda sock, host: self._accepted_forward(sock, host, count))
+        forward = OpenForward(Destination(*listener.getsockname()[:2]), target)
+        acceptor = Acceptor(
+            self.loop, listener, lambda sock, host: self._accepted_forward(sock, host, forward)
         )
-        self.forwards.append(count)
-        return bound
+        self.forwards[forward] = acceptor
+        self._acceptor.add(acceptor)
+        return forward
+
+    def end_forward(self, forward: OpenForward) -> None:
+        """Listen there no longer; its connections go on."""
+        acceptor = self.forwards.pop(forward)
+        if self._acceptor is not None:
+            self._acceptor.remove(acceptor)
 
     def take_limits(self, max_connections: int, idle_timeout: float) -> None:
         """As in the settings, from now on; connections beyond the new number go on."""
@@ -159,7 +173,7 @@ class MixedListener:
         if self._sweeper is None:
             self._sweep()
 
-    def _accepted_forward(self, sock: socket.socket, host: str, forward: ForwardCount) -> None:
+    def _accepted_forward(self, sock: socket.socket, host: str, forward: OpenForward) -> None:
         prepare_accepted(sock, host, forward.listen.host)
         connection = ForwardedConnection(self, sock)
         self._begun()
@@ -275,8 +289,8 @@ class MixedListener:
         self.ended()
 
 
-def _listening_socket(address: Destination) -> socket.socket:
-    """Raises OSError."""
+def listening_socket(address: Destination) -> socket.socket:
+    """Raises OSError. Looks a name up, which blocks."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sock = socket.create_server(address, family=family, backlog=BACKLOG)
     prepare_listener(sock, address.host)

@@ -2,7 +2,7 @@
 
     configuration, rules -> provider, identity, secrets -> control socket -> [system-wide mode: filter]
         -> exits, rules in force -> proxy's port -> dashboard -> [device, routes, resolver] -> ready
-    SIGHUP, a changed file, or a person -> exits, rules, lists, limits and log level
+    SIGHUP, a changed file, or a person -> exits, rules, lists, forwards, limits and log level
     signal -> all in reverse
 
 Whatever a person must mend is found before anything listens.
@@ -15,32 +15,24 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import structs
 
 from ..address import Destination, reachable
-from ..base import progress
-from ..base.descriptors import for_applications
-from ..base.file_access import open_list
 from ..base.log import set_level
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..base.work import LookAtWork, no_work
-from ..carriers.lane.settings import LaneSettings
 from ..client.dispatcher import Dispatcher
-from ..client.endpoint_memory import EndpointFile
 from ..client.exit_entry import MakeEntry, PlannedExit, entry_maker
 from ..client.exits import Exits, keep_up, plan_exits
 from ..client.packet_ports import NO_NETWORK
 from ..client.roaming import follow_addresses
 from ..client.try_target import TRY, try_by_rules
 from ..config.client import DEFAULT_ADMIN, ClientConfig
-from ..config.keys import choose_provider, own_identity
-from ..crypto.identity import Identity
-from ..crypto.primitives import Provider
 from ..errors import CryprqError
-from ..fronts.listener import ForwardCount, ListenerSettings, MixedListener
+from ..fronts.listener import ListenerSettings, MixedListener
 from ..process.actions import Actions, commands
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
@@ -51,132 +43,29 @@ from ..process.reload import Reloader
 from ..process.sd_notify import Notifier, summary
 from ..process.started import STARTED, Started
 from ..process.watchdog import Watchdog
-from ..rules.engine import RuleSet, load_rules
-from ..rules.lists import unreported
+from ..rules.engine import RuleSet
 from ..rules.pac.script import pac
 from ..session.retention import SlotPool
-from ..status import AskedExit, ClientStatus, ForwardStatus, OpenConnection, RulesStatus, Traffic
+from ..status import AskedExit, ClientStatus, OpenConnection, RulesStatus, Traffic
 from ..web.guard import new_token
+from .client_parts import ClientParts, Loaded, MakeTun, listener_limits, load, no_tun
 from .explanation import EXPLAIN, RulesInForce
 from .facts import OwnFacts
+from .forwards import Forwards
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
-from .tun_mode import NO_TUN, Confirmation, TunMode, TunModePlan
+from .tun_mode import NO_TUN, Confirmation, TunMode
 
 _log = logging.getLogger(__name__)
 
-type MakeTun = Callable[[ClientConfig, RuleSet], TunModePlan]
 _TAKEN: Final = (
-    "peer", "exit", "psk_file", "ca", "rule", "default", "limits", "log_level",
+    "peer", "exit", "psk_file", "ca", "rule", "default", "forward", "limits", "log_level",
     "tun.dns.blocklists", "tun.dns.block", "tun.dns.allow",
 )  # fmt: skip
 """The keys and tables that a reload puts in force."""
-_OF_ALL_LINKS: Final = (
-    "upstream", "wait_for_link", "connect", "carrier", "lane", "keepalive", "rotation",
-)  # fmt: skip
-"""What links have in common, and keep until a restart."""
 NOT_TOLD: Final = Started(role="client", file="", flags={})
 """Of a configuration that is no file's."""
 AUTO: Final = "auto"
 """In place of an exit's name: choose by priority and health."""
-
-
-class Loaded(NamedTuple):
-    """What can be read again while the program runs."""
-
-    config: ClientConfig
-    rules: RuleSet
-    exits: tuple[PlannedExit, ...]
-
-
-def read_rules(config: ClientConfig, watch: FileWatch, shown: progress.Report = unreported) -> RuleSet:
-    """Read the rule lists that `config` names; takes seconds where they are long. `watch` looks at them from now on.
-    Raises ConfigError."""
-    rules = config.rules()
-    watch.before_reading(*(path for rule in rules for path in rule.lists))
-    return load_rules(rules, config.default, progress=shown, opener=open_list)
-
-
-class ExitPlanner(NamedTuple):
-    """Plans the exits of a configuration, as links to them can be made in a process that was `started` with that one.
-    `lane` was measured then: another result is no change of the configuration. `mark` is the SO_MARK of their
-    sockets."""
-
-    started: ClientConfig
-    lane: LaneSettings | None
-    memories: EndpointFile
-    mark: int
-
-    def plan(self, config: ClientConfig, watch: FileWatch) -> tuple[PlannedExit, ...]:
-        """`watch` looks at the files of pre-shared keys from now on. Raises ConfigError for one that is unreadable."""
-        common = {key: getattr(self.started, key) for key in _OF_ALL_LINKS}
-        config = structs.replace(config, **common)
-        choices = config.exits()
-        watch.before_reading(*(choice.psk_file for choice in choices if choice.psk_file is not None))
-        return tuple(
-            PlannedExit(
-                choice.name,
-                choice.priority,
-                config.link_settings(choice, self.lane, self.memories.of(choice.peer_id), self.mark),
-            )
-            for choice in choices
-        )
-
-
-def load(config: ClientConfig, watch: FileWatch, planner: ExitPlanner) -> Loaded:
-    """What a reload puts in force; blocks. `watch` looks from now on at all files that are read. Raises ConfigError."""
-    watch.before_reading(*config.tun.dns.blocklists)
-    return Loaded(config, read_rules(config, watch), planner.plan(config, watch))
-
-
-def no_tun(config: ClientConfig, rules: RuleSet) -> TunModePlan:
-    """The MakeTun of a client that is only a proxy."""
-    return NO_TUN
-
-
-def listener_settings(config: ClientConfig) -> ListenerSettings:
-    """Raises ConfigError if the user file cannot be read."""
-    return ListenerSettings(
-        listen=config.listen,
-        credentials=config.credentials(),
-        negotiation_timeout=config.negotiation_timeout,
-        max_connections=listener_limits(config)[0],
-        via=config.via,
-        idle_timeout=listener_limits(config)[1],
-    )
-
-
-def listener_limits(config: ClientConfig) -> tuple[int, float]:
-    """How many connections applications may have, and after how many idle seconds one ends."""
-    return min(config.limits.max_connections, for_applications()), config.limits.idle_timeout
-
-
-class ClientParts(NamedTuple):
-    """What is read before anything starts, so that a person hears first what to mend."""
-
-    identity: Identity
-    provider: Provider
-    rules: RuleSet
-    planner: ExitPlanner
-    exits: tuple[PlannedExit, ...]
-    listening: ListenerSettings
-
-    @classmethod
-    async def of(
-        cls, config: ClientConfig, make_tun: MakeTun, watch: FileWatch
-    ) -> tuple[ClientParts, TunModePlan]:
-        """Raises CryprqError."""
-        provider = choose_provider(config.provider)
-        lists = any(rule.lists for rule in config.rule)
-        with (progress.bar if lists else progress.unseen)("reading lists") as shown:
-            rules = await asyncio.to_thread(read_rules, config, watch, shown)
-        watch.before_reading(*config.tun.dns.blocklists)
-        plan = make_tun(config, rules)
-        memories = EndpointFile.load(choice.peer_id for choice in config.exits())
-        planner = ExitPlanner(config, config.lane_settings(), memories, plan.mark)
-        exits = planner.plan(config, watch)
-        listening = listener_settings(config)
-        identity = own_identity(provider, config.identity)
-        return cls(identity, provider, rules, planner, exits, listening), plan
 
 
 async def run_client(
@@ -269,7 +158,7 @@ class RunningClient(Actions):
         self._admin: Destination | None = None
         self._proxy = config.listen
         """Where the proxy listens."""
-        self._forwards: Sequence[ForwardCount] = ()
+        self._forwards: Forwards | None = None
         self._listener: MixedListener | None = None
         self.work: LookAtWork = no_work
         """That of the proxy's port."""
@@ -292,10 +181,7 @@ class RunningClient(Actions):
                 loaded_at=round(reloader.loaded_at, 3),
                 error=reloader.error,
             ),
-            forwards=tuple(
-                ForwardStatus(listen=str(each.listen), to=str(each.to), connections=each.connections)
-                for each in self._forwards
-            ),
+            forwards=() if self._forwards is None else self._forwards.status(),
             admin=None if self._admin is None else f"http://{self._admin}/",
             tun=await self._tun.status(),
         )
@@ -329,13 +215,11 @@ class RunningClient(Actions):
         with explained([settings.listen]):
             self._proxy = listener.start()
         stack.push_async_callback(listener.stop)
-        for forward in self._config.forward:
-            with explained([forward.listen], "-L or [[forward]]"):
-                self._dispatcher.direct.never_to(listener.forward(forward.listen, forward.to))
-            _log.info("%s is forwarded to %s", forward.listen, forward.to)
-        self._forwards = listener.forwards
         self._process.listen = (self._proxy,)
         self._dispatcher.direct.never_to(self._proxy)
+        forwards = Forwards(listener, self._dispatcher.direct)
+        await forwards.start(self._config.forward)
+        self._forwards = forwards
         await self.make_pac(self._dispatcher.rules)
 
     async def make_pac(self, rules: RuleSet) -> None:
@@ -374,8 +258,8 @@ class RunningClient(Actions):
     # --- what can be changed ---
 
     async def apply(self, loaded: Loaded) -> str:
-        """Put exits, rules, limits and log level in force, for connections from now on. Raises CryprqError; then all is
-        as before."""
+        """Put exits, rules, forwards, limits and log level in force, for connections from now on. Raises CryprqError;
+        then all is as before."""
         exits, rules, config = self._exits, loaded.rules, loaded.config
         before, plans_before, dns = self._dispatcher.rules, exits.plans, config.tun.dns
         block = await self._tun.read_names(dns.blocklists, dns.block, dns.allow)
@@ -395,8 +279,9 @@ class RunningClient(Actions):
             self._listener.take_limits(*listener_limits(config))
         await self.make_pac(rules)
         set_level(config.log_level)
-        said = f"{counted(len(rules.rules), 'rule')}, {counted(len(rules.listed), 'listed name')}, {change}"
-        return said + needs_restart(self._config, config, _TAKEN)
+        forwards = "" if self._forwards is None else await self._forwards.change(config.forward)
+        counts = f"{counted(len(rules.rules), 'rule')}, {counted(len(rules.listed), 'listed name')}"
+        return f"{counts}, {change}{forwards}" + needs_restart(self._config, config, _TAKEN)
 
     async def _forget_exits(self) -> None:
         """Let no link out any more to where none leads."""

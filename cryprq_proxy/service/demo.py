@@ -28,7 +28,7 @@ from ..process.garbage import COLLECTOR
 from ..process.lifecycle import Stop
 from ..rules.engine import EVERYTHING
 from ..session.retention import SlotPool
-from .client import listener_settings
+from .client_parts import listener_settings
 from .exit import exit_settings
 from .facts import OwnFacts
 from .startup import explained

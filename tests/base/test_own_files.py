@@ -20,7 +20,7 @@ from cryprq_proxy.exit import websocket_listener
 from cryprq_proxy.exit.settings import WebSocketSettings
 from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.rules import lists
-from cryprq_proxy.service.client import read_rules
+from cryprq_proxy.service.client_parts import read_rules
 from tests.support.deputies import on_a_thread
 from tests.support.settings import dns_settings
 from tests.support.web_links import make_certificates

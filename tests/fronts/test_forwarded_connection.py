@@ -11,7 +11,7 @@ import pytest
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.errors import LocalError, StreamReason
-from cryprq_proxy.fronts.listener import MixedListener
+from cryprq_proxy.fronts.listener import MixedListener, listening_socket
 from cryprq_proxy.session.streams import Half
 from cryprq_proxy.session.wire import StreamProtocol
 from tests.support.fake_source import FakeSource, LateSource
@@ -30,7 +30,8 @@ class Forwarding:
         self.source = source
         self.listener = MixedListener(source, replace(HERE))
         self.proxy = self.listener.start()
-        self.address = self.listener.forward(Destination("127.0.0.1", 0), DATABASE)
+        self.forward = self.listener.forward(listening_socket(Destination("127.0.0.1", 0)), DATABASE)
+        self.address = self.forward.listen
         self.applications: list[RawClient] = []
 
     def application(self, address: Destination | None = None) -> RawClient:
@@ -124,5 +125,5 @@ async def test_forwards_and_proxy_have_one_number_of_connections(forwarding: For
 
 
 async def test_only_a_listener_that_runs_forwards() -> None:
-    with pytest.raises(LocalError):
-        MixedListener(FakeSource(), HERE).forward(Destination("127.0.0.1", 0), DATABASE)
+    with listening_socket(Destination("127.0.0.1", 0)) as sock, pytest.raises(LocalError):
+        MixedListener(FakeSource(), HERE).forward(sock, DATABASE)

@@ -30,13 +30,8 @@ from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.service import client as client_module
-from cryprq_proxy.service.client import (
-    ClientParts,
-    Loaded,
-    RunningClient,
-    no_tun,
-    run_client,
-)
+from cryprq_proxy.service.client import RunningClient, run_client
+from cryprq_proxy.service.client_parts import ClientParts, Loaded, no_tun
 from cryprq_proxy.service.tun_mode import NO_TUN, Confirmation, NoTun, TunMode
 from cryprq_proxy.status import ClientStatus
 from tests.support.fake_exits import FakeExits

@@ -235,6 +235,7 @@ class World:
         *,
         through: int | None = None,
         identity: str = "client",
+        flags: tuple[str, ...] = (),
         wait: bool = True,
     ) -> Client:
         """Start a client of `exit`, which is reached at port `through` if that is given; None: `settings` say of which.
@@ -248,7 +249,7 @@ class World:
         if exit is not None:
             peer_id, port = exit if isinstance(exit, tuple) else (exit.peer_id, exit.port)
             config["peer"] = f"cryprq://{peer_id}@127.0.0.1:{through or port}"
-        role = Client(self._name("client"), [], self, merge(config, settings or {}), peer_id, listen)
+        role = Client(self._name("client"), [*flags], self, merge(config, settings or {}), peer_id, listen)
         self.programs.append(role)
         role.says("ready: ")
         if wait:

@@ -21,7 +21,7 @@ from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.exit.settings import ExitBounds, ExitSettings
 from cryprq_proxy.fronts.listener import ListenerSettings
-from cryprq_proxy.service.client import listener_settings as configured_listener
+from cryprq_proxy.service.client_parts import listener_settings as configured_listener
 from cryprq_proxy.service.system_wide import exit_network_settings as configured_exit_network
 from cryprq_proxy.service.system_wide import tunnel_settings as configured_tunnel
 from cryprq_proxy.session.key_limits import RotationLimits
