@@ -20,7 +20,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs deb man requirements clean
+.PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs deb installs man requirements clean
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -90,6 +90,9 @@ deb: $(VENV)/.run ## the package for this Debian and newer ones, in dist
 	@$(call install_package,strip,binutils)
 	@$(call install_package,patchelf,patchelf)
 	$(BIN)/python -m tools.deb $(ARGS)
+
+installs: $(VENV)/.run ## wheel, sdist and tree by pip, pipx and uv, on each CPython that is here
+	@$(BIN)/python -m tools.installs $(if $(ARGS),--only "$(ARGS)")
 
 man: $(VENV)/.run ## the man pages in docs/man, from --help and configs/
 	$(BIN)/python -m tools.manpages
