@@ -275,8 +275,11 @@ class Talker(StreamHandler):
 
     def writable(self) -> None:
         self._called("writable")
-        if self._pump() and self.stream is not None:
-            self.stream.wait_for_turn()
+        said = self.said
+        while self._pump():
+            if self.said > said and self.stream is not None:
+                self.stream.wait_for_turn()  # the next piece is for the next turn
+                break
 
     def datagram_received(self, destination: Destination, payload: memoryview) -> None:
         self._called("datagram_received")

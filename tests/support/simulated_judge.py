@@ -9,6 +9,7 @@ from typing import Final
 
 from cryprq_proxy.errors import CarrierError, CloseReason
 from cryprq_proxy.session import reassembly
+from cryprq_proxy.session.lane_path import LanePath
 from cryprq_proxy.session.session import Session
 from cryprq_proxy.session.windows import INITIAL_WINDOW
 from tests.support.simulator import Broken, Host
@@ -33,6 +34,7 @@ def check_session(host: Host) -> None:
     """One side, at any time."""
     _check_kept(host)
     _check_streams(host)
+    _check_asked(host)
 
 
 def _check_kept(host: Host) -> None:
@@ -75,6 +77,21 @@ def _check_streams(host: Host) -> None:
         raise Broken("the scheduler counts other bytes than the streams have queued")
     if pieces != session.receiver.pieces.used or pieces > reassembly.MAX_SESSION_PIECES:
         raise Broken(f"{pieces} pieces wait, and {session.receiver.pieces.used} are counted")
+
+
+def _check_asked(host: Host) -> None:
+    """Streams that wait to send are going to be asked, if they may."""
+    session, retention, scheduler = host.session, host.session.retention, host.session.scheduler
+    path, rotation = session.carrying, session.rotation
+    may = path is not None and path.admitted and retention.has_room() and not retention.stalls
+    if path is None or not may or not scheduler._waiting:
+        return
+    if isinstance(path, LanePath):
+        asked = path._turn_due or path.waits or rotation.lane_presses()
+    else:
+        asked = rotation.presses(path.keys)
+    if not (asked or path._woken):
+        raise Broken(f"{len(scheduler._waiting)} streams of the {side(host)} wait, and nobody asks them")
 
 
 def check_agreement(client: Session, exit: Session) -> None:

@@ -70,7 +70,7 @@ class LaneEnd:
         self.path: LanePath = host.session.attach_lane(host.clock.now)
         self.path.ready = self._ready
         self.payload, self.window = 1_400, 64_000
-        self._asked = False
+        self._asked = self._full = False
         self._counter = 0
         self._flights: dict[int, _Flight] = {}
         """By counter; one object for each datagram of a load."""
@@ -98,9 +98,10 @@ class LaneEnd:
             room = self.window - sum(1 for _ in self._flights) * self.payload
             load = self._call(lambda room=room: self.path.next(max(room, 0), self.payload, self._clock.now))  # type: ignore[misc]
             if not isinstance(load, StreamLoad | FramesLoad):
+                self._full = self.path.waits and room < self.payload
                 return
             self._send(load)
-        self._ready()
+        self.path.wake()  # in the next turn
 
     def _send(self, load: Load) -> None:
         first = self._counter
@@ -170,7 +171,8 @@ class LaneEnd:
         lost = [counter for counter in self._flights if counter <= self._highest - THRESHOLD]
         if lost:
             self._give_back(sorted(lost))
-        self._ready()
+        if self._full:
+            self._ready()
         if self._flights:
             self._arm_timeout()
 

@@ -192,10 +192,11 @@ class Stage:
 
     @property
     def over(self) -> bool:
-        """Whether all streams have ended and nothing is kept."""
-        return all(
-            host.session.idle and not host.session.table.numbers.awaited for host in self.network.hosts
-        ) and all(pair.over for pair in self.streams.values())
+        """Whether all streams have ended, nothing is kept, and all that came is acted on."""
+        return all(pair.over for pair in self.streams.values()) and not any(
+            not session.idle or session.table.numbers.awaited or (session.lane and session.lane.inbox._frames)
+            for session in self.network.sessions
+        )
 
     def wind_up(self) -> None:
         """Nothing fails any more, and every stream comes to its end."""
