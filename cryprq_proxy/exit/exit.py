@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from ..address import Destination
@@ -34,6 +35,7 @@ from ..session import wire
 from ..session.path import MAX_EARLY
 from ..session.path_keys import CarrierKeys
 from ..session.retention import SlotPool
+from ..session.session import SessionLimits
 from ..session.status import by_name
 from ..status import ExitStatus, PeerSessionStatus, PeersPage, PeerStatus
 from .egress_policy import EgressPolicy
@@ -45,7 +47,7 @@ from .peer_book import PeerBook
 from .peer_session import PeerSession
 from .providers import NO_INVITES, NO_PACKETS, Invites, PacketNetwork, Redeemed
 from .sessions import Sessions
-from .settings import ExitSettings
+from .settings import ExitBounds, ExitSettings
 from .targets import Targets
 
 _log = logging.getLogger(__name__)
@@ -119,6 +121,13 @@ class Exit:
         ended = self.sessions.end_unlisted(peers)
         self.book.replace(peers)
         return ended
+
+    def take_limits(self, limits: SessionLimits, bounds: ExitBounds) -> None:
+        """For peers, sessions and streams from now on; what is there stays."""
+        self._settings = replace(self._settings, limits=limits, bounds=bounds)
+        self.listener.take_limits(bounds)
+        self.sessions.take_limits(self._settings)
+        self._targets.take_timeouts(bounds.connect_timeout, bounds.idle_timeout)
 
     def retire(self) -> None:
         """Free the ports, let no new peer in, and ask all peers to leave when their streams have ended. Handshakes that

@@ -24,6 +24,11 @@ class TokenBucket:
         self._tokens = burst
         self._then = now
 
+    def take_rate(self, rate: float, burst: float) -> None:
+        """From now on. Of the tokens that are there it keeps `burst` at most."""
+        self._rate, self._burst = rate, burst
+        self._tokens = min(self._tokens, burst)
+
     def allow(self, now: float, amount: float = 1.0) -> bool:
         """Take `amount` tokens if that many are there; a refused call takes none."""
         if not self.would_allow(now, amount):
@@ -60,9 +65,19 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
+    def take_rate(self, rate: float, burst: float) -> None:
+        """From now on. A bucket that is there takes it when it is asked next: there may be very many."""
+        self._rate, self._burst = rate, burst
+
+    def _known(self, key: bytes) -> TokenBucket | None:
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            bucket.take_rate(self._rate, self._burst)
+        return bucket
+
     def allow(self, key: bytes, now: float) -> bool:
         """Take a token of `key`, if one is left."""
-        bucket = self._buckets.get(key)
+        bucket = self._known(key)
         if bucket is None:
             bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
             if len(self._buckets) > self._max_keys:
@@ -73,11 +88,11 @@ class TokenBuckets:
 
     def would_allow(self, key: bytes, now: float) -> bool:
         """Whether `key` has a token left; takes and remembers nothing."""
-        bucket = self._buckets.get(key)
+        bucket = self._known(key)
         return bucket is None or bucket.would_allow(now)
 
     def give_back(self, key: bytes) -> None:
         """Return a token that was taken."""
-        bucket = self._buckets.get(key)
+        bucket = self._known(key)
         if bucket is not None:
             bucket.give_back()

@@ -39,7 +39,8 @@ from .handshake_thread import HandshakeThread
 from .prefixes import prefixes_of
 from .proxy_protocol import ProxyHeader, is_among
 from .reception import Admit, Reception, RoomSizes, Visitor
-from .settings import ExitSettings
+from .settings import ExitBounds, ExitSettings
+from .web_certificate import WebCertificate
 
 if TYPE_CHECKING:
     from .websocket_listener import WebEntrance
@@ -68,9 +69,8 @@ class ExitListener:
         self._acceptors: list[Acceptor] = []
         self._entrance: WebEntrance | None = None
         """What accepts WebSocket connections."""
-        bounds = settings.bounds
-        sizes = RoomSizes.of(descriptors.limit(), bounds.handshakes_in_flight)
-        self.reception = Reception(thread, sizes, bounds.handshakes_per_minute, admit, random.Random())
+        per_minute = settings.bounds.handshakes_per_minute
+        self.reception = Reception(thread, _room_sizes(settings.bounds), per_minute, admit, random.Random())
         self._silent = SilentSockets(self._loop)
         self._flights = flights
 
@@ -115,6 +115,14 @@ class ExitListener:
             sock = socket.create_server(tuple(address), family=family, backlog=BACKLOG)
         self._acceptors.append(Acceptor(self._loop, sock, partial(self.accepted, entrance)))
         return Destination(*sock.getsockname()[:2])
+
+    def take_limits(self, bounds: ExitBounds) -> None:
+        """For connections from now on."""
+        self.reception.take_limits(_room_sizes(bounds), bounds.handshakes_per_minute)
+
+    def take_certificate(self, certificate: WebCertificate | None) -> bool:
+        """For TLS handshakes from now on; None: without TLS. Returns whether it is another one than before."""
+        return self._entrance is not None and self._entrance.take_certificate(certificate)
 
     def start(self, features: Feature) -> None:
         """Accept connections on what `bind` took, and offer them `features`."""
@@ -278,3 +286,7 @@ class ExitListener:
             raise
         else:
             await reception.opened(visitor, pipe, handshake)
+
+
+def _room_sizes(bounds: ExitBounds) -> RoomSizes:
+    return RoomSizes.of(descriptors.limit(), bounds.handshakes_in_flight)

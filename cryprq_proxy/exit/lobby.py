@@ -38,17 +38,21 @@ class Guest:
 
 
 class Lobby[G: Guest]:
-    """Never holds more than `capacity` guests. `chance` is the source of randomness."""
+    """Never takes a guest in beyond `capacity`. `chance` is the source of randomness."""
 
     def __init__(self, capacity: int, chance: random.Random) -> None:
-        self._capacity = capacity
-        self._calm = (capacity + 1) // 2
+        self.take_capacity(capacity)
         self._chance = chance
         self._guests: list[G] = []
         """In no order, for picks at random; each guest knows its place."""
         self._order: OrderedDict[G, None] = OrderedDict()
         self._crowds: Counter[bytes] = Counter()
         """How many guests each prefix has."""
+
+    def take_capacity(self, capacity: int) -> None:
+        """From now on. Guests beyond it stay; each newcomer costs one its place."""
+        self._capacity = capacity
+        self._calm = (capacity + 1) // 2
 
     def __len__(self) -> int:
         return len(self._guests)
@@ -58,7 +62,7 @@ class Lobby[G: Guest]:
 
     @property
     def pressure(self) -> float:
-        """From 0 (half full or less) to 1 (one guest too many)."""
+        """From 0 (half full or less) to 1 (one guest too many), or above it after a lower capacity."""
         return max(0.0, (len(self._guests) - self._calm) / (self._capacity + 1 - self._calm))
 
     @property

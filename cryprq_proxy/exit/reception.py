@@ -127,6 +127,12 @@ class Reception:
         self.failed: Counter[str] = Counter()
         """Connections that ended before their peer proved who it is, by cause."""
 
+    def take_limits(self, sizes: RoomSizes, per_minute: float) -> None:
+        """For who comes from now on. Of the rooms, only that of handshakes in flight has another size."""
+        self.answered.take_capacity(sizes.answered)
+        for buckets in (self._prefixes, self._peers):
+            buckets.take_rate(per_minute / 60, per_minute)
+
     def refuses(self, prefixes: Prefixes) -> bool:
         """Whether a connection from there is pointless now: there is no token, and none may come back."""
         narrowest = prefixes[0]

@@ -80,6 +80,17 @@ class Sessions:
         self.totals = Totals()
         self.streams_total = 0
 
+    def take_limits(self, settings: ExitSettings) -> None:
+        """What the limits say of all sessions together, of streams and of waiting holds at once; `retained` and
+        `window_pool` are those of the next session. Nothing ends by it."""
+        self._settings = settings
+        bounds = settings.bounds
+        self._budget.total, self._window_budget.total = bounds.retained_total, bounds.window_total
+        for share in self._shares.values():
+            share.opens.take_rate(bounds.opens_per_second, bounds.opens_per_second)
+        for entry in self:
+            entry.session.table.take_most(settings.limits.streams)
+
     def __iter__(self) -> Iterator[PeerSession]:
         return iter(list(self._by_id.values()))
 

@@ -47,6 +47,11 @@ class Targets:
         self.timeout = timeout
         self.relays: Relays[Relay] = Relays(self.loop, TARGETS, idle_timeout=idle_timeout)
 
+    def take_timeouts(self, timeout: float, idle_timeout: float) -> None:
+        """`timeout` for targets from now on, `idle_timeout` for all."""
+        self.timeout = timeout
+        self.relays.take_idle_timeout(idle_timeout)
+
     def open(
         self, stream: Stream, resolver: Resolver, sockets: SocketLoop, turn: TurnBudget, claim: Claim
     ) -> None:

@@ -13,27 +13,21 @@ browsers send the page's origin, and the client does not.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
 from ..address import AddressError, canonical_host
-from ..base.file_access import open_own, path_again
 from ..base.linger import SECONDS
-from ..base.paths import MAX_FILE
 from ..carriers.pipe import Pipe
 from ..carriers.websocket import MAX_MESSAGE, Watched, WebSocketPipe
-from ..errors import ConfigError, reason_of
 from .lobby import PATIENCE
 from .reception import Visitor
 from .settings import WebSocketSettings
+from .web_certificate import WebCertificate, read_certificate
 
 CLOSE_SECONDS: Final = 0.5
 """For what is left when all links are closed."""
@@ -94,7 +88,12 @@ class WebEntrance:
         self._refuses = refuses
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._handle, request_factory=self._request)
-        self._tls = _context(settings)
+        self._certificate = read_certificate(settings.certificate, settings.key)
+
+    def take_certificate(self, certificate: WebCertificate | None) -> bool:
+        """For connections from now on; None: without TLS. Returns whether it is another one than before."""
+        before, self._certificate = self._certificate, certificate
+        return certificate != before
 
     def is_proxy(self, host: str) -> bool:
         """Whether a connection from `host` is that of a reverse proxy, which names the address of its client."""
@@ -105,9 +104,9 @@ class WebEntrance:
         caller bounds the time."""
         connection = _Connection(self._server, visitor, self._loop)
         tls: dict[str, Any] = {}
-        if self._tls is not None:
+        if self._certificate is not None:
             tls = {
-                "ssl": self._tls,
+                "ssl": self._certificate.context,
                 "ssl_handshake_timeout": PATIENCE,
                 "ssl_shutdown_timeout": SECONDS,
             }
@@ -189,29 +188,3 @@ def _cut(transport: asyncio.Transport | None, sock: socket.socket) -> None:
         sock.close()
     else:
         transport.abort()
-
-
-def _context(settings: WebSocketSettings) -> ssl.SSLContext | None:
-    """Raises ConfigError for a certificate or a key that cannot be used."""
-    if settings.certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        with ExitStack() as opened:
-
-            def again(path: Path, what: str) -> str:
-                file = opened.enter_context(open_own(path, what))
-                if os.fstat(file.fileno()).st_size > MAX_FILE:
-                    raise ConfigError(f"{what} {path} is larger than {MAX_FILE >> 20} MiB")
-                return path_again(file, path)
-
-            chain = again(settings.certificate, "the certificate")
-            key = None if settings.key is None else again(settings.key, "the key")
-            context.load_cert_chain(chain, key, password=lambda: "")
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the certificate {settings.certificate} and its key cannot be used: {reason_of(error)}; "
-            "mend certificate and key in [websocket]"
-        ) from None
-    context.set_alpn_protocols(["http/1.1"])
-    return context

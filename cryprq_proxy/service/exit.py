@@ -1,7 +1,7 @@
 """The exit's process: from its configuration to a listening exit, and to its end.
 
     configuration -> provider, identity, secrets -> control socket -> [network interface] -> listeners -> ready
-    SIGHUP, or a changed file -> the authorized peers, and the log level
+    SIGHUP, or a changed file (exit_files.py) -> peers, limits, certificate, and the log level
     signal -> what one process can have only is released, ports first: the next exit can start -> open streams have
               their time -> all in reverse
 
@@ -20,15 +20,14 @@ from typing import Final
 
 from msgspec import structs
 
-from ..base.log import one_line, set_level
+from ..base.log import set_level
 from ..base.netlink_watch import Changes, NoChanges, pause
 from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
 from ..base.passed_sockets import PassedSockets
 from ..base.program import to_run
 from ..base.tasks import spawn
 from ..base.text import counted
-from ..config.authorized import KeptRevocations, revoked_beside
-from ..config.exit import ExitConfig
+from ..config.exit import ExitConfig, ExitLimitsTable
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
 from ..errors import CryprqError, reason_of
@@ -52,23 +51,20 @@ from ..process.started import STARTED, Started
 from ..process.watchdog import Watchdog
 from ..status import ExitStatus, PairingStatus, PeersPage
 from ..web.guard import new_token
+from .exit_files import ExitFiles, LoadedExit
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
 
 _log = logging.getLogger(__name__)
 
-_TAKEN: Final = ("allow", "log_level")
-"""The keys that a reload puts in force, beside the contents of the file `authorized`."""
+_TAKEN: Final = ("allow", "limits", "websocket.certificate", "websocket.key", "log_level")
+"""The keys and tables that a reload puts in force, beside the contents of the file `authorized`."""
 OWN_ADDRESSES_SECONDS: Final = 60.0
 """How often the exit looks which addresses this machine has, if the kernel tells of no change."""
-MAX_PEERS_NAMED: Final = 5
-"""In one line of the log."""
 _PLACE_DIGITS: Final = 9
 """Of a place in the list of peers."""
 NOT_TOLD: Final = Started(role="exit", file="", flags={})
 """Of a configuration that is no file's."""
 
-type LoadedExit = tuple[ExitConfig, dict[PeerId, str]]
-"""What can be read again while the exit runs: the configuration, and the names of the peers."""
 type StartNetwork = Callable[[ExitConfig, EgressPolicy], Awaitable[PacketNetwork]]
 
 
@@ -114,10 +110,8 @@ async def run_exit(
     when another exit can start with the same configuration; open streams may go on for `shutdown_grace` after that.
     `started`: by what the configuration was made. Raises CryprqError and OSError."""
     provider, watch = choose_provider(config.provider), watch or FileWatch()
-    if authorized is not None:
-        watch.before_reading(authorized, revoked_beside(authorized))
-    revocations = KeptRevocations()
-    settings, (_, names) = exit_settings(config), load(config, watch, authorized, revocations)
+    files = ExitFiles(read, watch, authorized)
+    settings, names = exit_settings(config), files.peers(config)
     identity, egress = own_identity(provider, config.identity), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     async with AsyncExitStack() as stack:
@@ -133,15 +127,7 @@ async def run_exit(
         stack.callback(invites.close)
         flights = await alone.enter_async_context(kept_flights())
         exit = Exit(identity, settings, names, policy, resolver, provider, network, invites, flights)
-        running = RunningExit(
-            config,
-            exit,
-            names,
-            authorized,
-            lambda: load(read(), watch, authorized, revocations),
-            stop.notifier,
-            recent,
-        )
+        running = RunningExit(config, exit, names, authorized, files.again, stop.notifier, recent)
         actions: dict[str, Action] = {
             "reload": running.reload,
             PEERS: running.peers,
@@ -162,15 +148,27 @@ async def run_exit(
         running.log_ready(identity.peer_id)
         stop.notifier.ready(lambda: exit_summary(*exit.counts()), Watchdog(exit.work))
         await stop.wait(work)
-        exit.retire()
-        grace = config.shutdown_grace
-        _log.info("stopping: open streams have %g s to end; a second signal ends them now", grace)
-        failure = await _release(alone)
-        released()
-        if not await stop.hurry(_run_out(exit, grace, network, replaced=released is not nobody_waits)):
-            _log.info("stopping at once")
-        if failure is not None:
-            raise failure
+        await _end(stop, exit, network, alone, config.shutdown_grace, released)
+
+
+async def _end(
+    stop: Stop,
+    exit: Exit,
+    network: PacketNetwork,
+    alone: AsyncExitStack,
+    grace: float,
+    released: Callable[[], None],
+) -> None:
+    """Release what is in `alone`, say so by `released`, and let the streams have their `grace` seconds. Raises
+    CryprqError where something could not be released."""
+    exit.retire()
+    _log.info("stopping: open streams have %g s to end; a second signal ends them now", grace)
+    failure = await _release(alone)
+    released()
+    if not await stop.hurry(_run_out(exit, grace, network, replaced=released is not nobody_waits)):
+        _log.info("stopping at once")
+    if failure is not None:
+        raise failure
 
 
 async def _run_out(exit: Exit, grace: float, network: PacketNetwork, *, replaced: bool) -> None:
@@ -191,40 +189,6 @@ async def _release(alone: AsyncExitStack) -> CryprqError | None:
     return None
 
 
-def load(
-    config: ExitConfig, watch: FileWatch, authorized: Path | None, revocations: KeptRevocations
-) -> LoadedExit:
-    """With the peers of the file that `config` names, as it is now; `watch` looks at it from now on. `authorized` is
-    where it would be if there is none. Says which of the listed peers are not let in, and which are listed several
-    times. Raises ConfigError."""
-    if config.authorized is not None:
-        watch.before_reading(config.authorized, revoked_beside(config.authorized))
-    allowed, revoked, repeated = config.peers(authorized)
-    if (place := config.authorized or authorized) is not None:
-        revocations.check(place)
-    if revoked:
-        _log.warning(
-            "%s listed but revoked, and not let in: %s; to let one in again, run: %s",
-            "1 peer is" if len(revoked) == 1 else f"{len(revoked)} peers are",
-            _first_of([one_line(name) or str(peer) for peer, name in revoked.items()]),
-            to_run("peers add PEERID NAME"),
-        )
-    if repeated:
-        _log.warning(
-            "%s: %s listed more than once, and the name of the last line counts: %s",
-            config.authorized,
-            "1 peer is" if len(repeated) == 1 else f"{len(repeated)} peers are",
-            _first_of([f"{peer.shown} (lines {first} and {last})" for peer, first, last in repeated]),
-        )
-    return config, allowed
-
-
-def _first_of(named: list[str]) -> str:
-    """As many as fit into one line of the log."""
-    more = len(named) - MAX_PEERS_NAMED
-    return ", ".join(named[:MAX_PEERS_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 class RunningExit:
     """An exit that runs. `names` are those of the peers, `read` gives what a reload puts in force."""
 
@@ -239,6 +203,7 @@ class RunningExit:
         recent: RecentErrors,
     ) -> None:
         self._config = config
+        self._limits = config.limits
         self._exit = exit
         self._names = names
         self._authorized = authorized
@@ -246,9 +211,9 @@ class RunningExit:
         self.reloader = Reloader(read, self.apply, notifier, turn=exit.list_turn)
 
     async def apply(self, loaded: LoadedExit) -> str:
-        """Put the list of peers and the log level in force."""
+        """Put the list of peers, limits, certificate and log level in force."""
         before = self._names
-        config, self._names = loaded
+        config, self._names, certificate = loaded
         set_level(config.log_level)
         ended = self._exit.authorize(self._names)
         gone = len(before.keys() - self._names.keys())
@@ -268,7 +233,19 @@ class RunningExit:
         said = f"{counted(len(self._names), 'peer')} allowed"
         if ended:
             said += f", {counted(ended, 'session')} of unlisted peers ended"
+        if config.limits != self._limits:
+            said += ", other limits"
+            self._take_limits(config.limits)
+        # An entrance that is to go at the next start serves as it does until then.
+        if config.websocket.listen is not None and self._exit.listener.take_certificate(certificate):
+            said += ", without TLS" if certificate is None else ", another certificate"
         return said + needs_restart(self._config_with_list(config), config, _TAKEN)
+
+    def _take_limits(self, limits: ExitLimitsTable) -> None:
+        """What a session's limits have of other tables stays as it was at the start."""
+        self._limits = limits
+        config = structs.replace(self._config, limits=limits)
+        self._exit.take_limits(config.session_limits(), config.bounds())
 
     def _config_with_list(self, now: ExitConfig) -> ExitConfig:
         """The configuration of the start. The list that counts by itself may have been made since, by an invite."""

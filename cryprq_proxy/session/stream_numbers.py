@@ -35,7 +35,7 @@ class StreamNumbers:
         self, *, dialler: bool, most: int, last_stream: int, rates: ControlRates, credit: SessionCredit
     ) -> None:
         self._dialler = dialler
-        self._most = most
+        self.take_most(most)
         self._rates = rates
         self._credit = credit
         self.awaited: dict[int, int] = {}
@@ -44,12 +44,16 @@ class StreamNumbers:
         """Streams that were opened since the session began."""
         self.may_open = INITIAL_STREAMS
         """How many may be."""
-        self._at_once = max(most, INITIAL_STREAMS)
-        """Streams that the dialler may have opened whose ends are to come."""
         self._first = last_stream + 1
         self.last = last_stream
         self._seen = NumberSet()
         """At the exit: the numbers of all streams so far."""
+
+    def take_most(self, most: int) -> None:
+        """Streams that may live from now on; those that do stay."""
+        self._most = most
+        self._at_once = max(most, INITIAL_STREAMS)
+        """Streams that the dialler may have opened whose ends are to come."""
 
     def next(self, live: int) -> int:
         """At the dialler: the number of a new stream. Raises StreamRefused (LIMIT) if there are too many."""

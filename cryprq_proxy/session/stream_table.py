@@ -220,6 +220,11 @@ class StreamTable:
         if limit is not None:
             self._outbox.send_control(wire.encode_window(0, limit))
 
+    def take_most(self, most: int) -> None:
+        """Streams that may live from now on; those that do stay."""
+        self.numbers.take_most(most)
+        self.renew_count()
+
     def renew_count(self) -> None:
         """At the exit: see to it that the dialler may open as many as there is room for."""
         if not self.dialler:

@@ -10,14 +10,12 @@ from threading import Event, Timer
 
 import pytest
 
-from cryprq_proxy.address import Destination
 from cryprq_proxy.base import file_access
 from cryprq_proxy.base.file_access import open_list, open_own, path_again
 from cryprq_proxy.carriers.dial import websocket
 from cryprq_proxy.config.client import client_from
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.exit import websocket_listener
-from cryprq_proxy.exit.settings import WebSocketSettings
+from cryprq_proxy.exit.web_certificate import read_certificate
 from cryprq_proxy.process.file_watch import FileWatch
 from cryprq_proxy.rules import lists
 from cryprq_proxy.service.client_parts import read_rules
@@ -45,9 +43,7 @@ READERS: dict[str, Read] = {
     "blocklist": lambda path: blocklist.load((path,)),
     "look at a blocklist": lambda path: setup.check(dns_settings(blocklists=(path,))),
     "ca": websocket._context,
-    "certificate": lambda path: websocket_listener._context(
-        WebSocketSettings(Destination("127.0.0.1", 443), "/", certificate=path, key=path)
-    ),
+    "certificate": lambda path: read_certificate(path, path),
 }
 
 

@@ -41,7 +41,7 @@ from cryprq_proxy.errors import CarrierError, CloseReason, ConfigError, PeerErro
 from cryprq_proxy.exit import lobby as lobby_module
 from cryprq_proxy.exit import reception as reception_module
 from cryprq_proxy.exit import websocket_listener
-from cryprq_proxy.exit.settings import WebSocketSettings
+from cryprq_proxy.exit.web_certificate import read_certificate
 from cryprq_proxy.recovery.bbr import Bbr
 from cryprq_proxy.recovery.cubic import Cubic
 from cryprq_proxy.session import wire
@@ -53,7 +53,6 @@ from tests.support.settings import rotation_limits, session_limits
 from tests.support.settle import settle
 from tests.support.web_links import (
     CLIENT_IDENTITY,
-    HERE,
     PATH,
     PLAIN,
     Place,
@@ -123,7 +122,7 @@ def test_a_long_certificate_is_not_used(long: str, tmp_path: Path) -> None:
     with {"certificate": certificate, "key": key}[long].open("ab") as file:
         file.write(b"\n" * (1 << 20))
     with pytest.raises(ConfigError, match=rf"the {long} .* is larger than 1 MiB"):
-        websocket_listener._context(WebSocketSettings(HERE, PATH, certificate, key))
+        read_certificate(certificate, key)
 
 
 async def test_keys_change_under_way() -> None:

@@ -77,3 +77,28 @@ def test_the_prefix_not_heard_of_for_longest_is_forgotten() -> None:
     assert len(buckets) == 2
     assert not buckets.allow(b"a", 0.0)
     assert buckets.allow(b"b", 0.0)
+
+
+def test_another_rate_keeps_what_the_bucket_holds() -> None:
+    bucket = TokenBucket(rate=1.0, burst=4.0, now=0.0)
+    assert bucket.allow(0.0)
+    bucket.take_rate(0.5, 2.0)
+    assert [bucket.allow(0.0) for _ in range(3)] == [True, True, False]
+    assert not bucket.allow(1.0)
+    assert bucket.allow(2.0)
+    bucket.take_rate(2.0, 3.0)
+    assert not bucket.allow(2.0), "no token comes with it"
+    assert [bucket.allow(10.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_another_rate_is_that_of_old_keys_too() -> None:
+    buckets = TokenBuckets(rate=1.0, burst=3.0)
+    assert buckets.allow(b"old", 0.0)
+    buckets.take_rate(0.0, 1.0)
+    assert buckets.would_allow(b"old", 0.0)
+    for key in (b"old", b"new"):
+        assert [buckets.allow(key, 0.0) for _ in range(2)] == [True, False]
+        assert not buckets.would_allow(key, 100.0)
+    for _ in range(2):
+        buckets.give_back(b"old")
+    assert [buckets.allow(b"old", 100.0) for _ in range(2)] == [True, False]

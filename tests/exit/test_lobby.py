@@ -44,6 +44,22 @@ def test_the_room_never_holds_more_than_its_capacity(capacity: int) -> None:
     assert most == len(room) == capacity
 
 
+@pytest.mark.parametrize("capacity", [1, 2, 7])
+def test_a_smaller_room_keeps_its_guests_and_takes_none_in_beyond_them(capacity: int) -> None:
+    room = lobby(10)
+    guests = [guest("192.0.2.1") for _ in range(5)]
+    for each in guests:
+        assert room.enter(each, 0.0) is None
+    room.take_capacity(capacity)
+    assert list(room) == guests
+    for _ in range(50):
+        room.enter(guest("192.0.2.2"), 1.0)
+    assert len(room) == max(capacity, 5)
+    room.expired(PATIENCE + 1.0, ANY)
+    room.take_capacity(20)
+    assert [room.enter(guest(), 20.0) for _ in range(10)] == [None] * 10
+
+
 def test_pressure_rises_and_patience_shrinks_with_it() -> None:
     room = lobby(100)
     seen = []

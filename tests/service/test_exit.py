@@ -43,13 +43,12 @@ from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.service import exit as exit_module
 from cryprq_proxy.service.client import run_client
 from cryprq_proxy.service.exit import (
-    MAX_PEERS_NAMED,
-    LoadedExit,
     RunningExit,
     no_network,
     nobody_waits,
     run_exit,
 )
+from cryprq_proxy.service.exit_files import MAX_PEERS_NAMED, LoadedExit
 from cryprq_proxy.status import ClientStatus, ExitStatus, PeerStatus
 from cryprq_proxy.web import server as web_server
 from tests.support.roles import Role, RoleFiles, RunningRole, running
@@ -245,13 +244,13 @@ async def test_own_addresses_are_followed(
 
 
 async def test_a_reload_names_what_needs_a_restart(files: RoleFiles) -> None:
-    """The list of peers and the log level are in force at once."""
+    """The list of peers, the limits and the log level are in force at once."""
     now = files.exit()
     async with running(lambda stop: run_exit(files.exit(), lambda: now, stop, no_network, files.authorized)):
         now = files.exit('log_level = "error"\nkeepalive = 7\n', "[limits]\nstreams_per_peer = 7\n")
         said = str((await files.command("exit", "reload"))["reloaded"])
-    assert said.startswith("1 peer allowed; ")
-    assert said.endswith("needs a restart: keepalive, limits.streams_per_peer")
+    assert said.startswith("1 peer allowed, other limits; ")
+    assert said.endswith("needs a restart: keepalive")
 
 
 async def test_a_reload_lets_peers_in_and_ends_the_links_of_others(
@@ -730,7 +729,7 @@ class OnDisk:
         found = dict(self.listed)
         self.reading.set()
         assert self.gate.wait(20)
-        return self._config, found
+        return LoadedExit(self._config, found, None)
 
 
 @asynccontextmanager

@@ -155,3 +155,32 @@ def test_streams_may_come_in_any_order() -> None:
     link = Link()
     link.forge(link.exit, opening(5), opening(2), opening(9), opening(1))
     assert list(link.served) == [5, 2, 9, 1] and link.exit.last_stream == 9
+
+
+def test_another_number_of_streams_is_for_those_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = few(monkeypatch)
+    apps = [link.open() for _ in range(4)]
+    link.quiesce()
+    link.exit.table.take_most(3)
+    late = link.open()
+    link.quiesce()
+    assert late.events[-1] == ("refused", StreamReason.LIMIT)
+    assert all(app.events == [("opened",)] for app in apps), "they stay"
+    end(link, *apps[:2])
+    more = link.open()
+    link.quiesce()
+    assert more.events == [("opened",)]
+
+
+def test_a_larger_number_of_streams_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = few(monkeypatch)
+    link.client.table.numbers.take_most(50)
+    apps = [link.open() for _ in range(FEW)]
+    link.quiesce()
+    with pytest.raises(StreamRefused):
+        link.open()
+    link.exit.table.take_most(50)
+    link.quiesce()
+    apps += [link.open() for _ in range(50 - FEW)]
+    link.quiesce()
+    assert all(app.events == [("opened",)] for app in apps)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -189,6 +191,24 @@ def make_certificates(directory: Path, name: str = "localhost") -> tuple[Path, P
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return files
+
+
+def serial_of(certificate: Path) -> int:
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
+
+
+def serial_shown(address: Destination) -> int:
+    """The serial number of the certificate that a TLS client sees there now. Blocks. Raises OSError where there is no
+    TLS."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(address, 20) as sock,
+        context.wrap_socket(sock, server_hostname=address.host) as tls,
+    ):
+        shown = tls.getpeercert(binary_form=True)
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown).serial_number
 
 
 class Relay:
