@@ -243,6 +243,7 @@ def join(
     from ..pairing.invitation import MAX_URI, Invitation
     from ..pairing.join import join_unless, plan
     from ..process.lifecycle import Stop, run
+    from .joined import NotTakenOver
 
     act_for(config)
     setup("warning")
@@ -272,7 +273,11 @@ def join(
             "private addresses (your own router, printers) are asked of the exit, which usually refuses them; to reach"
             " your own past it, take the # away from the rule at the end of that file"
         )
-    click.echo(_how_to_start(config))
+    try:
+        click.echo(_next_step(planned.file, config))
+    except NotTakenOver as error:
+        click.echo(f"note: {error}", err=True)
+        return
     click.echo(f"  cryprq-proxy check{_named(config)}\nor open http://{OWN_NAME}/ in a browser that uses it")
 
 
@@ -287,10 +292,14 @@ def _ask_to_replace(old: ExitChoice, file: Path, *, asked: bool) -> None:
     click.confirm("Put the new identity in its place?", abort=True, err=True)
 
 
-def _how_to_start(config: Path | None) -> str:
-    """A service that waited for an exit is started; else what the person starts. Raises CryprqError."""
+def _next_step(file: Path, config: Path | None) -> str:
+    """The client that runs takes the exit over, or a service that waited for one is started; else what the person
+    starts. Raises CryprqError, NotTakenOver if the client that runs goes on without the exit."""
+    from .joined import take_over
     from .service.own import after_join
 
+    if (taken := take_over(file)) is not None:
+        return f"{taken}\n\nSee through which exit it goes:"
     if config is None and (lines := after_join()):
         return "\n".join(["", *lines, "Try it:"])
     return f"\nNow start the proxy:\n  cryprq-proxy{_named(config)}\nand see through which exit it goes:"

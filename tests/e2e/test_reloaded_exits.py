@@ -51,7 +51,12 @@ def test_a_second_join_adds_the_exit_and_one_that_is_removed_runs_out(
         assert read_exactly(old, 6) == b"before"
 
         uri = call(world, "invite", "laptop", "--config", str(world.directory / f"{second.name}.toml"))
-        call(world, "join", uri, "--name", "two", "--config", str(file))
+        joined = call(world, "join", uri, "--name", "two", "--config", str(file))
+        assert (
+            "the client that runs uses it from now on: 0 rules, 0 listed names, 2 exits (new: two)\n"
+            in joined
+        )
+        assert list(exits(client)) == ["127.0.0.1", "two"]
         until(lambda: exits(client) == {"127.0.0.1": True, "two": True}, "the second exit answers")
         echoes(first)
         query(client.control, "exit", argument="two")
