@@ -33,7 +33,7 @@ def test_a_cpython_is_found_by_its_name_and_held_against_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that leads to another version, as after an upgrade by hand, is none of this version."""
-    version = "%d.%d" % sys.version_info[:2]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for name in (version, "3.99"):
         (tmp_path / f"python{name}").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (tmp_path / f"python{name}").chmod(0o755)
