@@ -92,10 +92,13 @@ from tun import exit_network, journal
 from tun.device import device, linux, urgent
 from tun.dns import cache, framed, https, lan_server
 from tun.dns import server as dns_server
-from tun.firewall import inbound, lockdown
+from tun.firewall import inbound, lockdown, own_page
 from tun.resolver import known_addresses, resolvconf
 from tun.routing import address_pool, lan
 
+OWN_PAGE_TIME = (
+    "the time in which our own page is there in system-wide mode, from each check --browser on; its visitors"
+)
 HTTP_GIVEN_UP = (
     "an HTTP request whose application has closed, on this machine; elsewhere, while the answer does not go on; "
     "time for its origin to end"
@@ -541,6 +544,11 @@ REACHED = {
     "samples of the throughput that are kept for the dashboard, one every 5 s": [
         "web/test_history.py::test_ten_minutes_are_kept_and_no_more",
     ],
+    OWN_PAGE_TIME: [
+        "tun/firewall/test_own_page.py::test_it_is_there_for_some_minutes",
+        "tun/firewall/test_own_page.py::test_two_who_ask_at_once_get_one_page",
+        "fronts/test_listener.py::test_visitors_of_our_own_page_count_as_all_applications_do",
+    ],
     "reports that the exit is asked for because of our own page: at a time; how long one is told to all who ask": [
         "service/test_facts.py::test_many_who_ask_at_once_cost_one_question",
     ],
@@ -913,6 +921,7 @@ NUMBERS: dict[str, list[float]] = {
     "body of a request; time for it": [server.MAX_BODY, server.BODY_SECONDS],
     "pages with live data; one that takes nothing": [events.MAX_LISTENERS, events.WRITE_SECONDS],
     "samples of the throughput that are kept for the dashboard, one every 5 s": [history.SAMPLES],
+    OWN_PAGE_TIME: [own_page.OPEN_SECONDS],
     "reports that the exit is asked for because of our own page: at a time; how long one is told to all who ask": [
         1,
         facts.KEPT_SECONDS,

@@ -38,6 +38,7 @@ from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build
 from .firewall.kill_switch import KillSwitch
+from .firewall.own_page import OwnPage, ServePage
 from .reconciler import Reconciler
 from .resolver.setting import ResolverSetting
 from .routing.lan import Lan
@@ -84,6 +85,10 @@ class NoInterface:
     def lane_changed(self) -> None: ...
     def block(self, names: ListedNames) -> None: ...
 
+    async def open_page(self, serve: ServePage) -> int:
+        """Let our own page be there for so many seconds as are returned. Raises CryprqError."""
+        raise CryprqError("system-wide mode is not up yet: wait for the link, then call it again")
+
     def status(self) -> TunStatus:
         """The interface's part of it."""
         return TunStatus()
@@ -116,6 +121,7 @@ class TunInterface(NoInterface):
         self._ipv6_here = addresses == offered
         self._asked_at = resolver_addresses(addresses)
         self._stack = stack
+        self._page = OwnPage(names.forwarder, foundation.kill_switch)
         self._changed = asyncio.Event()
         self._reconciler = Reconciler([DeviceFact(foundation.device), foundation.resolver])
         self._following = spawn(self._follow(), "tunnel interface")
@@ -171,6 +177,7 @@ class TunInterface(NoInterface):
         await self._reconciler.stop()
         self._following.cancel()
         await asyncio.wait([self._following])
+        await self._page.close()
         await self._stack.aclose()
 
     # --- what changes while it runs ---
@@ -196,6 +203,9 @@ class TunInterface(NoInterface):
     def block(self, names: ListedNames) -> None:
         """The forwarder blocks these names from now on, and no others."""
         self._names.forwarder.block(names)
+
+    async def open_page(self, serve: ServePage) -> int:
+        return await self._page.open(serve)
 
     async def _follow(self) -> None:
         told, wait = "", RETRY_SECONDS

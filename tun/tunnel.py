@@ -45,6 +45,7 @@ from .firewall.cgroups import check_cgroups, parts_of
 from .firewall.filter_settings import ExitEndpoint
 from .firewall.kill_switch import KillSwitch
 from .firewall.lockdown import Lockdown
+from .firewall.own_page import ServePage
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface, read_blocked
 from .journal import Journal, Undoer, undo
@@ -336,6 +337,9 @@ class Tunnel:
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
         await self._kill_switch.pause(seconds)
+
+    async def open_page(self, serve: ServePage) -> int:
+        return await self._interface.open_page(serve)
 
     def traffic(self) -> Traffic:
         return self._interface.traffic()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from .common import config_option
+from .common import ask, config_option, control_sockets
 
 if TYPE_CHECKING:
     from ..address import Destination
@@ -22,18 +22,26 @@ _ASKS_FOR_LOGIN: Final = 407
 
 
 @click.command()
+@click.option(
+    "--browser", is_flag=True, help="With --tun: let browsers open http://cryprq.test/ for five minutes, too."
+)
 @config_option
 @click.pass_context
-def check(context: click.Context, config: Path | None) -> None:
+def check(context: click.Context, browser: bool, config: Path | None) -> None:
     """Say through which exit the running proxy goes, and which address the world sees, as http://cryprq.test/ does in a
-    browser.
+    browser. A browser that goes through --tun, and through no proxy, finds that page only after `check --browser`.
 
     The exit code is 0 where pages should load, as far as client and exit know, else 1.
     """
+    from ..address import OWN_NAME
     from ..base.log import one_line
     from ..errors import ConfigError
+    from ..fronts.own_page import PAGE
     from .connect.running_proxy import Proxy
 
+    if browser:
+        opened = ask(control_sockets(config), PAGE)[0]["open"]
+        click.echo(f"http://{OWN_NAME}/ can be opened in a browser for {opened} s")
     proxy = Proxy.find(None, None, config)
     checked = asked(proxy.address, "")
     if checked is None:

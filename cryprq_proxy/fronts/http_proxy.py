@@ -66,8 +66,8 @@ class HttpProxy:
     Times are in seconds. `header_timeout` bounds the time for a request's header section. `keepalive_timeout` bounds
     the time of a kept connection without a request, and of an upload after its complete response. `via` is this
     proxy's name for the Via field; without it there is no such field. All HTTP connections have the one budget `turns`.
-    `facts` are told on our own page (own_page.py); `at_page`: the client takes us for the server of that page, which it
-    has asked for by name if `named`.
+    `facts` are told on our own page (own_page.py); `at_page`: the client takes us for the server of that page. If
+    `named` the proxy was asked for it by its name, else that was resolved here, in system-wide mode.
 
     A cancelled `read` must not consume anything, neither on the client's connection nor on the streams.
     """
@@ -297,7 +297,9 @@ class HttpProxy:
         await self._client.write(output + http.send(h11.EndOfMessage()))
 
     async def _miss(self) -> None:
-        """Wait as long as for a name that does not exist."""
+        """Wait as long as for a name that does not exist. In system-wide mode one that does not is answered at once."""
+        if not self._named:
+            return
         try:
             stream = await self._source.open(OWN_PAGE, Early.NEVER)
         except (StreamRefused, StreamReset):

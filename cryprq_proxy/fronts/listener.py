@@ -227,7 +227,16 @@ class MixedListener:
     def serve_page(self, sock: socket.socket, first: bytes) -> None:
         self._serve(sock, first, at_page=True)
 
-    def _serve(self, sock: socket.socket, first: bytes, *, at_page: bool) -> None:
+    def serve_visitor(self, sock: socket.socket, host: str) -> None:
+        """Take over a connection from `host` to our own page, whose name was resolved here; it may be one too many."""
+        if self._connections >= self.settings.max_connections:
+            sock.close()
+            return
+        prepare_accepted(sock, host, host)
+        self._begun()
+        self._serve(sock, b"", at_page=True, named=False)
+
+    def _serve(self, sock: socket.socket, first: bytes, *, at_page: bool, named: bool = True) -> None:
         set_reset_on_close(sock)
         application = SocketStream(sock)
         proxy = HttpProxy(
@@ -239,6 +248,7 @@ class MixedListener:
             header_timeout=self.settings.negotiation_timeout,
             facts=self._facts,
             at_page=at_page,
+            named=named,
         )
         task = spawn(self._serve_http(application, proxy, first), "http connection")
         exchange = HttpExchange(application, proxy, task)

@@ -10,6 +10,8 @@ and all else gets what it gets of a name that does not exist, as late. What navi
 window that it has opened. Neither can be read from there. A frame shows an error like that of a name that does not
 exist; and the page, too, begins only when the exit has said that the name in its place does not exist. The dispatcher
 puts that there (client/dispatcher.py). What is told then comes from the exit (exit/report.py), and no third party.
+
+In system-wide mode the page is there only for minutes that a person has asked for (tun/firewall/own_page.py).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from ..status import ExitReport
 from .http_failures import UNREADABLE
 
 OWN_PAGE: Final = Destination(OWN_NAME, 80)
+PAGE: Final = "page"
+"""The command of the control socket that lets it be there in system-wide mode; see tun/firewall/own_page.py."""
 
 _PROGRAMS: Final = re.compile(rb"(?:curl|Wget|HTTPie|Lynx|w3m|cryprq-proxy)/")
 """The beginning of User-Agent."""
@@ -39,7 +43,7 @@ _PREFETCH: Final = frozenset((b"purpose", b"sec-purpose", b"x-moz"))
 
 class Facts(Struct, frozen=True, kw_only=True):
     """What the page tells. `exit`: its name; `address`: where this client reaches it; `problem`: why there is no link.
-    `report`: what the exit tells about itself, None with the reason in `unasked`."""
+    `report`: what the exit tells about itself, None with the reason in `unasked`. `paused`: seconds left of a pause."""
 
     exit: str = ""
     address: str = ""
@@ -47,6 +51,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     problem: str = ""
     report: ExitReport | None = None
     unasked: str = ""
+    paused: int = 0
 
     @property
     def good(self) -> bool:
@@ -78,12 +83,12 @@ def opens_page(request: h11.Request) -> bool:
 
 
 def lines(facts: Facts, *, named: bool) -> list[tuple[str, str]]:
-    """The facts in words, each with its name. `named`: the request came with the name, not with an address."""
+    """The facts in words, each with its name. `named`: the proxy was asked by the name, which was not resolved here."""
     report = facts.report
     exit = f"{facts.exit} ({facts.address})" if facts.exit else "unknown"
     if not facts.up:
         exit += f"; there is no link: {facts.problem or 'it is not up yet'}"
-    names = "are resolved at the exit" if named else "are resolved here: this request came with an address"
+    names = "are resolved at the exit" if named else "are resolved here, by the forwarder of --tun"
     if report is None:
         seen = ipv6 = f"unknown: {facts.unasked}" if facts.unasked else "unknown"
     else:
@@ -95,9 +100,15 @@ def lines(facts: Facts, *, named: bool) -> list[tuple[str, str]]:
         ("The world sees", seen),
         ("Names", names),
         ("IPv6", ipv6),
+        *_paused(facts),
         ("WebRTC", "see the page Applications, section WebRTC, of the documentation"),
     ]
     return [(name, _printable(value)) for name, value in told]
+
+
+def _paused(facts: Facts) -> list[tuple[str, str]]:
+    told = f"new connections of --tun go past the exit, for {facts.paused} s more"
+    return [("Pause", told)] if facts.paused else []
 
 
 def _seen(report: ExitReport) -> str:

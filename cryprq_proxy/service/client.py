@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -33,6 +35,7 @@ from ..client.try_target import TRY, try_by_rules
 from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..errors import CryprqError
 from ..fronts.listener import ListenerSettings, MixedListener
+from ..fronts.own_page import PAGE
 from ..process.actions import Actions, commands
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
@@ -105,6 +108,7 @@ async def run_client(
         actions = commands(running) | {
             STARTED: started.tell,
             EXPLAIN: answers.explain,
+            PAGE: running.open_page,
             TRY: partial(try_by_rules, dispatcher),
         }
         control = ControlServer(config.control_socket, running.status, actions)
@@ -160,6 +164,8 @@ class RunningClient(Actions):
         """Where the proxy listens."""
         self._forwards: Forwards | None = None
         self._listener: MixedListener | None = None
+        self._pause_until = 0.0
+        """By time.monotonic, which stands still in a suspend as the filter does."""
         self.work: LookAtWork = no_work
         """That of the proxy's port."""
         self._pac = ""
@@ -187,6 +193,10 @@ class RunningClient(Actions):
         )
         return self._process.add_to(told)
 
+    def _pause_left(self) -> int:
+        """Whole seconds."""
+        return math.ceil(max(self._pause_until - time.monotonic(), 0))
+
     def traffic(self) -> Traffic:
         links, packets = self._exits.traffic(), self._tun.traffic()
         return Traffic(sent=links.sent + packets.sent, received=links.received + packets.received)
@@ -209,7 +219,7 @@ class RunningClient(Actions):
 
     async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
         """Take connections of applications until the stack ends. Raises CryprqError."""
-        listener = MixedListener(self._dispatcher, settings, OwnFacts(self._exits))
+        listener = MixedListener(self._dispatcher, settings, OwnFacts(self._exits, self._pause_left))
         self._listener = listener
         self.work = listener.work
         with explained([settings.listen]):
@@ -301,6 +311,13 @@ class RunningClient(Actions):
 
     async def pause(self, seconds: int) -> None:
         await self._tun.pause(seconds)
+        self._pause_until = time.monotonic() + seconds
+
+    async def open_page(self, _: str) -> dict[str, object]:
+        """The command PAGE of the control socket."""
+        if self._listener is None:
+            raise CryprqError("the client is just starting; try again")
+        return {"open": await self._tun.open_page(self._listener.serve_visitor)}
 
     def confirm(self) -> None:
         self.confirmation.give()

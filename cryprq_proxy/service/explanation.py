@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
-from ..address import AddressError, Destination, parse_host_port
+from ..address import OWN_NAME, AddressError, Destination, parse_host_port
 from ..errors import ConfigError
+from ..fronts.own_page import OWN_PAGE
 from ..process.file_watch import FileWatch
 from ..process.reload import Reloader
 from ..rules.engine import RuleSet
@@ -45,6 +46,8 @@ def explain_target(rules: RuleSet, target: Destination) -> Explanation:
     """Nearly a second where there are more rules than fit into a PAC file."""
     from .system_wide import explain_rules
 
+    if target.host == OWN_NAME:
+        return _own(rules, target)
     decision = rules.decide(*target)
     return Explanation(
         target=str(target),
@@ -56,6 +59,26 @@ def explain_target(rules: RuleSet, target: Destination) -> Explanation:
         tun=explain_rules(rules, *target),
         problems=tuple(map(str, rules.listed.problems)),
         broken=rules.listed.broken,
+    )
+
+
+def _own(rules: RuleSet, target: Destination) -> Explanation:
+    """Of our own name, about which no rule decides."""
+    page = target.port == OWN_PAGE.port
+    answers = "answers itself, with its own page" if page else "answers that there is no such name"
+    opened = (
+        "this computer answers itself, for minutes after `check --browser`; else there is no such name"
+        if page
+        else f"nothing is there: the page is http://{OWN_NAME}/"
+    )
+    return Explanation(
+        target=str(target),
+        action="own page" if page else "no such name",
+        rule="default",
+        index=-1,
+        proxy=f"the proxy {answers}",
+        pac=pac.explain(rules, *target),
+        tun=opened,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from ..base.clock import clock
@@ -20,8 +21,10 @@ class OwnFacts:
     """Gives the Facts when called. Whoever asks meanwhile gets the same report: a page that many open at once asks the
     exit one time."""
 
-    def __init__(self, exits: Exits) -> None:
+    def __init__(self, exits: Exits, paused: Callable[[], int] = int) -> None:
+        """`paused` gives the whole seconds left of a pause."""
         self._exits = exits
+        self._paused = paused
         self._asking: asyncio.Task[AskedExit | str] | None = None
         self._asked = 0.0
 
@@ -39,6 +42,7 @@ class OwnFacts:
             problem=status.last_error or "",
             report=told.report if isinstance(told, AskedExit) else None,
             unasked=told if isinstance(told, str) else "",
+            paused=self._paused(),
         )
 
     def _report(self) -> asyncio.Task[AskedExit | str]:

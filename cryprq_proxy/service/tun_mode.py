@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ..address import Destination
+from ..address import OWN_NAME, Destination
 from ..base.program import to_run
 from ..carriers.dial.tcp import by_system
 from ..client.exits import Exits
@@ -42,6 +43,12 @@ class TunMode(ClientNetwork, Protocol):
 
     async def pause(self, seconds: int) -> None:
         raise CryprqError(_NOT_IN_USE)
+
+    async def open_page(self, serve: Callable[[socket.socket, str], object]) -> int:
+        """Let our own page be there for so many seconds as are returned; `serve` takes each connection to it."""
+        raise CryprqError(
+            f"it does not run with --tun: open http://{OWN_NAME}/ in a browser that uses the proxy, at any time"
+        )
 
     async def apply_rules(self, rules: RuleSet) -> None:
         return

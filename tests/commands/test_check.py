@@ -114,3 +114,20 @@ def test_what_is_said_where_it_cannot_be_asked(tmp_path: Path, proxied: Start) -
         nobody
         == f"no proxy answers at 127.0.0.1:{port} (connection refused): start the client with: cryprq-proxy"
     )
+
+
+def test_a_browser_is_let_in_first(proxied: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def query(path: Path, command: str, timeout: float, *, argument: str = "") -> dict[str, object]:
+        asked.append(command)
+        if len(asked) > 1:
+            raise CryprqError("it does not run with --tun")
+        return {"open": 300}
+
+    _, given = proxied(page(False))
+    monkeypatch.setattr("cryprq_proxy.process.control.query", query)
+    done = CliRunner().invoke(check, ["--browser", *given])
+    assert done.output.startswith("http://cryprq.test/ can be opened in a browser for 300 s\nwhat asks ")
+    assert done.exit_code == 1 and asked[0] == "page"
+    assert "does not run with --tun" in str(failure(["--browser", *given]))

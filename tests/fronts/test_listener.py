@@ -585,3 +585,25 @@ async def test_negotiations_are_bounded_in_time_also_after_a_fault(
     assert len(faults) == 1
     connection.close()
     assert await first.read(1) == b""
+
+
+async def test_visitors_of_our_own_page_count_as_all_applications_do(proxies: list[Proxy]) -> None:
+    proxies.append(Proxy(replace(HERE, max_connections=1)))
+    [proxy] = proxies
+    for _ in range(2):
+        visitor, taken = socket.socketpair()
+        one_too_many, closed = socket.socketpair()
+        with visitor, one_too_many:
+            proxy.listener.serve_visitor(taken, "127.0.0.1")
+            proxy.listener.serve_visitor(closed, "127.0.0.1")
+            assert closed.fileno() == -1
+            visitor.sendall(
+                b"GET / HTTP/1.1\r\nHost: cryprq.test\r\nUser-Agent: curl/8\r\nConnection: close\r\n\r\n"
+            )
+            got = b""
+            visitor.setblocking(False)
+            while piece := await proxy.listener.loop.sock_recv(visitor, 4096):
+                got += piece
+            assert got.startswith(b"HTTP/1.1 200 ") and b"are resolved here" in got
+        await until(lambda: not proxy.listener._connections)
+    assert not proxy.source.asked

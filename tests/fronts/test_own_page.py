@@ -253,3 +253,23 @@ async def test_at_the_page_all_else_is_reset_when_the_exit_has_refused(asked: by
         await stage.ends()
         assert stage.asked == [OWN_PAGE] and not stage.client.sent
     assert stage.reset is StreamReason.CONNECTION_RESET
+
+
+# In system-wide mode, where a name that does not exist is answered here and at once
+
+
+async def test_where_the_name_was_resolved_here_nobody_is_waited_for() -> None:
+    async with Stage(facts=facts, at_page=True, named=False) as stage:
+        stage.says(b"GET / HTTP/1.1\r\n" + HOST + NAVIGATES + b"\r\n")
+        assert b"Names: are resolved here" in await all_of(stage)
+        stage.says(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        await stage.ends()
+        assert not stage.asked and not stage.client.sent
+    assert stage.reset is StreamReason.CONNECTION_RESET
+
+
+def test_a_pause_is_told() -> None:
+    assert "Pause" not in written(FACTS)
+    assert "Pause: new connections of --tun go past the exit, for 57 s more\n" in written(
+        structs.replace(FACTS, paused=57)
+    )

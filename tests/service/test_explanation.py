@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from cryprq_proxy.address import parse_host_port
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.process.file_watch import FileWatch
+from cryprq_proxy.rules.engine import RuleSet
+from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.service.client import run_client
-from cryprq_proxy.service.explanation import EXPLAIN
+from cryprq_proxy.service.explanation import EXPLAIN, explain_target
 from tests.support.roles import RoleFiles, running
 
 RULE = '[[rule]]\nname = "ads"\nto = "block"\nlists = ["ads"]\n'
@@ -62,3 +65,27 @@ async def test_what_is_no_target(files: RoleFiles, target: str) -> None:
     async with running(lambda stop: run_client(config, lambda: config, stop)):
         with pytest.raises(CryprqError, match="answers: expected HOST:PORT"):
             await files.command("client", EXPLAIN, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "action", "proxy", "tun"),
+    [
+        (
+            "cryprq.test:80",
+            "own page",
+            "answers itself",
+            "after `check --browser`; else there is no such name",
+        ),
+        (
+            "CRYPRQ.test.:443",
+            "no such name",
+            "no such name",
+            "nothing is there: the page is http://cryprq.test/",
+        ),
+    ],
+)
+def test_our_own_name_is_no_matter_of_rules(target: str, action: str, proxy: str, tun: str) -> None:
+    rules = RuleSet((Rule(action=RuleAction(Verdict.BLOCK), domains=("test",)),), RuleAction(Verdict.TUNNEL))
+    found = explain_target(rules, parse_host_port(target))
+    assert (found.action, found.index) == (action, -1)
+    assert proxy in found.proxy and tun in found.tun and "which answers itself" in found.pac

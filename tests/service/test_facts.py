@@ -84,3 +84,11 @@ async def test_what_another_exit_has_told_is_not_said_of_this_one(exits: FakeExi
     exits.active = "spare"
     told = await told_by(exits)()
     assert told.report is None and "has just changed, from home" in told.unasked
+
+
+async def test_a_pause_is_told_as_it_is_at_each_time(exits: FakeExits) -> None:
+    left = [30, 0]
+    exits.answers.set()
+    facts = OwnFacts(cast(Exits, exits), lambda: left.pop(0))
+    assert ((await facts()).paused, (await facts()).paused) == (30, 0)
+    assert (await told_by(exits)()).paused == 0

@@ -163,6 +163,7 @@ class Stage:
         turns: TurnBudget | None = None,
         facts: TellFacts = no_facts,
         at_page: bool = False,
+        named: bool = True,
         **limits: float,
     ) -> None:
         self.client = FakeStream()
@@ -178,7 +179,7 @@ class Stage:
         turns = turns or TurnBudget(asyncio.get_running_loop().call_soon)
         self.proxy = HttpProxy(
             self.client, self, turns, credentials=credentials, via=via,
-            facts=facts, at_page=at_page, named=True, **limits,
+            facts=facts, at_page=at_page, named=named, **limits,
         )  # fmt: skip
         self._first: asyncio.Future[bytes] | None = None
         self._task: asyncio.Task[None] | None = None

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +297,9 @@ class FakeForwarder:
 
     def block(self, names: ListedNames) -> None:
         self.machine.step(f"block {len(names)} names")
+
+    def answer_own_name(self, address: IPv4Address | None) -> None:
+        self.machine.step("own name" if address else "no own name")
 
     def link_lost(self) -> None:
         self.machine.step("link lost")
@@ -1102,3 +1105,25 @@ async def test_no_change_of_the_filter_comes_after_its_end(machine: Machine) -> 
     assert changes[-1] == f"undo {nft.KIND}"
     with contextlib.suppress(CryprqError):
         await late
+
+
+async def test_our_own_page_is_there_once_the_tunnel_is_up_and_gone_before_the_forwarder(
+    machine: Machine,
+) -> None:
+    wide = Wide(machine)
+    await wide.start()
+    with pytest.raises(CryprqError, match="not up yet"):
+        await wide.tunnel.open_page(lambda sock, host: None)
+    await wide.run()
+    machine.take()
+    assert await wide.tunnel.open_page(lambda sock, host: None) == 300
+    assert machine.filter.settings.page is not None
+    await wide.close()
+    assert machine.take()[:5] == [
+        "filter update",
+        "own name",
+        "no own name",
+        "filter update",
+        "leave 198.18.0.7",
+    ]
+    assert machine.filter.settings.page is None

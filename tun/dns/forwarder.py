@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address
 from typing import Final
 
 from cryprq_proxy.base.clock import clock
@@ -27,7 +28,7 @@ from .cache import Cache, Hit
 from .codes import Key
 from .framed import UpstreamError
 from .inquiry import Inquiry
-from .names import Local, served, special, split_text
+from .names import OWN_NAME, Local, served, special, split_text
 from .query import BadQuery, Query, error_reply, parse_query
 from .settings import DnsSettings
 from .upstreams import Group
@@ -41,6 +42,8 @@ UNREACHABLE_SECONDS: Final = 1.0
 STALE_RECHECK_SECONDS: Final = 10.0
 """How long stale answers are given at once after upstreams failed (RFC 8767 section 5 calls it the recheck timer)."""
 
+
+_LOOPBACK: Final = IPv4Address("127.0.0.1")
 
 type Blocks = Callable[[bytes], bool]
 """Whether a name, in lower-case wire form, has no answer."""
@@ -71,6 +74,7 @@ class Forwarder:
         self._blocklist = blocklist
         self._clock = clock
         self._ipv6 = settings.ipv6
+        self._own_page: IPv4Address | None = None
         self._cache = Cache(settings.cache_entries, settings.cache_bytes, settings.stale)
         self._asking: dict[Key, asyncio.Task[Answer | None]] = {}
         self._waiting = 0
@@ -80,6 +84,10 @@ class Forwarder:
     def block(self, names: ListedNames) -> None:
         """These from now on, in place of the blocklist."""
         self._blocklist = names
+
+    def answer_own_name(self, address: IPv4Address | None) -> None:
+        """OWN_NAME has this address from now on, or does not exist."""
+        self._own_page = address
 
     # --- questions -------------------------------------------------------------------------------------------------
 
@@ -96,6 +104,9 @@ class Forwarder:
             counters.malformed += 1
             return bad.reply
         limit = codes.MAX_MESSAGE if tcp else query.payload
+        if self._own_page is not None and query.name == OWN_NAME:
+            counters.local += 1
+            return encode(_address_answer(query, self._own_page), query, limit)
         local = special(query.name, split=served(self._split, query.name) is not None)
         if local is not None:
             counters.local += 1
@@ -232,13 +243,19 @@ class Forwarder:
         return [self._upstream, *self._split.values()]
 
 
+def _address_answer(query: Query, address: IPv4Address) -> Answer:
+    if query.rdtype in (codes.A, codes.ANY):
+        return synthesise(query, codes.NOERROR, codes.A, (str(address),))
+    return synthesise(query, codes.NOERROR)
+
+
 def _local_answer(query: Query, local: Local) -> Answer:
     if local is Local.NAME_ERROR:
         return synthesise(query, codes.NXDOMAIN)
-    if local is Local.LOCALHOST and query.rdtype in (codes.A, codes.ANY):
-        return synthesise(query, codes.NOERROR, codes.A, ("127.0.0.1",))
     if local is Local.LOCALHOST and query.rdtype == codes.AAAA:
         return synthesise(query, codes.NOERROR, codes.AAAA, ("::1",))
+    if local is Local.LOCALHOST:
+        return _address_answer(query, _LOOPBACK)
     if local is Local.REVERSE_LOCALHOST and query.rdtype in (codes.PTR, codes.ANY):
         return synthesise(query, codes.NOERROR, codes.PTR, ("localhost.",))
     return synthesise(query, codes.NOERROR)

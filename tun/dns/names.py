@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Final
 
+from cryprq_proxy.address import OWN_NAME as OWN_HOST
 from cryprq_proxy.errors import ConfigError
 
 MAX_WIRE: Final = 255
@@ -114,7 +115,10 @@ class Local(Enum):
     NO_DATA = "no data"
 
 
+OWN_NAME: Final = from_text(OWN_HOST)
+"""That of our own page, which no server is asked for, whatever is split."""
 _ALWAYS: Final = {
+    OWN_NAME: Local.NAME_ERROR,
     from_text("localhost"): Local.LOCALHOST,  # RFC 6761 section 6.3
     from_text("invalid"): Local.NAME_ERROR,  # RFC 6761 section 6.4
     from_text("onion"): Local.NAME_ERROR,  # RFC 7686 section 2

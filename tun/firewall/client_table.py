@@ -10,7 +10,7 @@ them:
     input                          no connection to this machine comes in through the tunnel
     forward                        containers and virtual machines: into the tunnel, or to the LAN
     mark_out   output, routing     gives the mark to what goes past the tunnel, and calls `rules` for this machine
-    dns_out    output, NAT         brings our own DNS to the forwarder
+    dns_out    output, NAT         brings our own DNS to the forwarder, and programs to our own page
     output                         the kill switch; calls `tunnel` for what enters the tunnel
     sources    postrouting, NAT    containers get the tunnel address
     leaving    postrouting         a wrong source, or our own address as destination, never leaves, whatever
@@ -58,6 +58,7 @@ from .nft import (
     replacing,
     set_of,
 )
+from .page_rules import ASKS_FOR_OWN_NAME, to_page
 from .user_rules import rule_chains, rule_sets
 
 RUN: Final = "run"
@@ -246,7 +247,13 @@ def _dns_out(settings: FilterSettings, given: Given) -> Iterable[str]:
     yield base_chain("nat", "output", BEFORE_OTHERS_DNAT)
     for rule in _to_resolver(settings):
         yield f'oifname "lo" {rule}'
+    for rule in to_page(settings):
+        yield f'oifname "lo" {rule}'
     yield 'oifname "lo" return'
+    if settings.dns_port is not None and given.paused:
+        # The network's resolvers, which are asked in a pause, never hear of this one.
+        for ip, tunnel in tunnels(settings):
+            yield f"{ASKS_FOR_OWN_NAME} {_dnat(ip, tunnel, settings.dns_port)}"
     for family in families(settings):
         if family.resolver is not None and given.paused:
             paused = f"ct mark {given.mark(MarkKind.PAUSED)} {_PORT_53}"

@@ -26,6 +26,13 @@ class ExitEndpoint(NamedTuple):
     port: int
 
 
+class PagePlace(NamedTuple):
+    """Where our own page is: its port 80 to programs, the listening port in truth."""
+
+    address: IPv4Address
+    port: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterSettings:
     """All that the filter depends on. The collections are what the tables of the routes are made from, too."""
@@ -65,6 +72,8 @@ class FilterSettings:
 
     name_servers: frozenset[Address] = field(default=frozenset())
     """Resolvers of the LAN that the forwarder asks, past the tunnel, for the names that the configuration lists."""
+    page: PagePlace | None = None
+    """Our own page, while it is open."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""

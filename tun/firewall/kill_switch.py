@@ -31,7 +31,7 @@ from ..settings import TunnelSettings
 from .cgroups import present
 from .deletions import Deletions
 from .filter import Filter
-from .filter_settings import FilterSettings
+from .filter_settings import FilterSettings, PagePlace
 from .lockdown import Lockdown
 from .nft import NftError
 from .policy import Policy
@@ -97,6 +97,7 @@ class KillSwitch(Fact):
         self.lan = lan
         self._addresses = TunnelAddresses()
         self._dns_port: int | None = None
+        self._page: PagePlace | None = None
         self._resolvers: Callable[[], tuple[str, ...]] = tuple
         self._changing = asyncio.Lock()
         self._shut = False
@@ -139,6 +140,15 @@ class KillSwitch(Fact):
         """The addresses inside the tunnel, and the port where the forwarder listens on each."""
         self._addresses, self._dns_port = addresses, dns_port
         await self.update()
+
+    async def follow_page(self, page: PagePlace | None) -> None:
+        """Where our own page is. Where the filter cannot be changed, all is as before."""
+        before, self._page = self._page, page
+        try:
+            await self.update()
+        except BaseException:
+            self._page = before
+            raise
 
     async def follow_exits(self, exits: Iterable[Destination]) -> None:
         """All places where a link is dialled, and no others."""
@@ -192,6 +202,7 @@ class KillSwitch(Fact):
             dns_port=self._dns_port,
             excluded_cgroups=present(self._settings.exclude_cgroups),
             portal_resolvers=self._portal_resolvers(),
+            page=self._page,
         )
 
     def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:

@@ -61,6 +61,7 @@ class AtRest(NamedTuple):
             dns_port=None,
             excluded_cgroups=frozenset(),
             portal_resolvers=(),
+            page=None,
             kill_switch=True,
         )
         inbound = self.inbound if now else replace(self.inbound, connections=frozenset())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Any
 
 import dns.message
@@ -26,7 +27,7 @@ from tests.support.dns_fakes import (
 )
 from tests.support.settings import dns_settings
 from tun.dns.blocklist import load
-from tun.dns.codes import FORMERR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL
+from tun.dns.codes import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL
 from tun.dns.forwarder import Forwarder
 from tun.dns.setup import build, check
 
@@ -390,6 +391,31 @@ def test_the_server_of_a_split_domain_is_not_replaced_by_the_exit() -> None:
         net = Net(split={"corp.example": ("10.0.0.1",)})
         assert (await net.ask("www.corp.example.")).rcode() == SERVFAIL
         assert net.exit.questions == []
+
+    run(main())
+
+
+def test_our_own_name_exists_while_its_page_is_open_and_is_asked_of_nobody() -> None:
+    async def main() -> None:
+        net = Net(split={"test": ("10.0.0.1",), "cryprq.test": ("10.0.0.1",)}, block=("cryprq.test",))
+        absent = query("cryprq.test.", "A"), query("abcdef.test.", "A")
+        plain = Net()
+        answers = [await answer_of(plain.forwarder, sent, tcp=False) for sent in absent]
+        assert answers[0] is not None and answers[1] is not None
+        # Byte for byte as of any other name below "test".
+        assert answers[0].replace(b"cryprq", b"abcdef")[2:] == answers[1][2:]
+        for opened in (False, True, False):
+            net.forwarder.answer_own_name(IPv4Address("127.8.7.6") if opened else None)
+            for name in ("cryprq.test.", "cRyPrQ.TeSt."):
+                answer = await net.ask(name)
+                assert [str(each) for each in answer.answer] == [f"{name} 60 IN A 127.8.7.6"] * opened
+                assert answer.rcode() == (NOERROR if opened else NXDOMAIN)
+                for kind in ("AAAA", "HTTPS", "MX"):
+                    answer = await net.ask(name, kind)
+                    assert not answer.answer and answer.rcode() == (NOERROR if opened else NXDOMAIN)
+            assert (await net.ask("a.cryprq.test.")).rcode() == NXDOMAIN
+        assert not net.exit.questions and not net.servers
+        assert net.counters.local == net.counters.questions == 27
 
     run(main())
 

@@ -56,6 +56,8 @@ def test_what_is_no_domain(text: str) -> None:
         ("x.onion", Local.NAME_ERROR, Local.NAME_ERROR),
         ("x.invalid", Local.NAME_ERROR, Local.NAME_ERROR),
         ("use-application-dns.net", Local.NAME_ERROR, Local.NAME_ERROR),
+        ("cryprq.test", Local.NAME_ERROR, Local.NAME_ERROR),
+        ("abcdef.test", Local.NAME_ERROR, None),
         ("_dns.resolver.arpa", Local.NO_DATA, Local.NO_DATA),
         ("printer.local", Local.NAME_ERROR, None),
         ("nas.home.arpa", Local.NAME_ERROR, None),

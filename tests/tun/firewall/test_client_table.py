@@ -15,7 +15,7 @@ from cryprq_proxy.rules.syntax import Verdict
 from tun.firewall import nft
 from tun.firewall.cgroups import Cgroup
 from tun.firewall.client_table import COUNTERS, script
-from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings, PagePlace
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
 from tun.firewall.marks import MarkKind, Marks
 from tun.firewall.user_rules import FilterRule, FilterRules
@@ -506,3 +506,44 @@ def test_containers_enter_the_tunnel_only_with_an_address_that_is_answered() -> 
     assert accept in named(script(SETTINGS), "chain", "forward")
     without = replace(SETTINGS, tunnel4=None, tunnel6=None)
     assert accept not in named(script(without), "chain", "forward")
+
+
+# --- our own page ---
+
+PAGE = PagePlace(IPv4Address("127.8.7.6"), 4444)
+
+
+def test_our_own_page_is_in_the_table_while_it_is_open() -> None:
+    assert "127.8.7.6" not in script(SETTINGS)
+    rules = named(script(replace(SETTINGS, page=PAGE)), "chain", "dns_out")
+    assert rules.index(
+        'oifname "lo" ip daddr 127.8.7.6 tcp dport 80 dnat ip to 127.8.7.6:4444'
+    ) < rules.index('oifname "lo" return')
+
+
+def test_what_goes_past_the_tunnel_does_not_come_to_our_own_page() -> None:
+    excluding = replace(
+        SETTINGS,
+        page=PAGE,
+        excluded_uids=frozenset({7}),
+        excluded_cgroups=frozenset({Cgroup("system.slice/backup.service", 2, 7)}),
+    )
+    meant = 'oifname "lo" ip daddr 127.8.7.6 tcp dport 80'
+    assert [rule for rule in named(script(excluding), "chain", "dns_out") if meant in rule] == [
+        f'{meant} socket cgroupv2 level 2 "system.slice/backup.service" return',
+        f"{meant} meta skuid @uids return",
+        f"{meant} dnat ip to 127.8.7.6:4444",
+    ]
+
+
+def test_in_a_pause_a_question_for_our_own_name_still_comes_to_the_forwarder() -> None:
+    """Before the rule that sends all others to the network's resolvers."""
+    settings = replace(SETTINGS, portal_resolvers=(IPv4Address("192.168.1.1"), IPv6Address("2001:db8::1")))
+    asks = "udp dport 53 @th,160,104 & 0xffdfdfdfdfdfdfffdfdfdfdfff == 0x06435259505251045445535400"
+    assert asks not in script(settings)
+    rules = named(script(settings, openings=Openings(5)), "chain", "dns_out")
+    own = [rule for rule in rules if rule.startswith(asks)]
+    assert own == [f"{asks} dnat ip to 198.18.0.2:5300", f"{asks} dnat ip6 to [fd63::2]:5300"]
+    others = [number for number, rule in enumerate(rules) if "192.168.1.1" in rule or "2001:db8::1" in rule]
+    assert len(others) == 2 and rules.index(own[1]) < min(others)
+    assert asks not in script(replace(settings, dns_port=None), openings=Openings(5))

@@ -20,7 +20,7 @@ from tests.support.settings import tunnel_settings
 from tests.support.settle import settle, until
 from tun.firewall import kill_switch
 from tun.firewall.deletions import Deletions
-from tun.firewall.filter_settings import FilterSettings
+from tun.firewall.filter_settings import FilterSettings, PagePlace
 from tun.firewall.kill_switch import KillSwitch
 from tun.firewall.nft import Count, NftError
 from tun.firewall.policy import Policy
@@ -312,3 +312,17 @@ async def test_a_fault_in_a_deletion_keeps_no_other_from_it(caplog: pytest.LogCa
     await asyncio.shield(deletions.soon())
     await asyncio.shield(deletions.soon())
     assert calls == 2 and len(caplog.records) == 1
+
+
+async def test_our_own_page_is_in_the_filter_as_long_as_it_is_there(guarded: Guarded) -> None:
+    place = PagePlace(IPv4Address("127.8.7.6"), 4444)
+    guarded.filter.refusal = NftError("no room")
+    with pytest.raises(NftError):
+        await guarded.kill_switch.follow_page(place)
+    await guarded.kill_switch.follow_exit("exit.example", ["192.0.2.1"])
+    assert guarded.filter.settings.page is None, "nobody listens there"
+    await guarded.kill_switch.follow_page(place)
+    assert guarded.filter.settings.page == place
+    await guarded.kill_switch.follow_page(None)
+    assert guarded.filter.settings.page is None
+    await guarded.kill_switch.shut()

@@ -13,7 +13,7 @@ import pytest
 from cryprq_proxy.errors import ConfigError
 from tun.firewall import lockdown, nft
 from tun.firewall.cgroups import Cgroup
-from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, PagePlace
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
 from tun.firewall.lockdown import AtRest, Lockdown
 from tun.firewall.marks import FIRST_MARKS
@@ -29,6 +29,7 @@ RUNNING = FilterSettings(
     lan=frozenset({ip_network("192.168.1.0/24")}),
     excluded_cgroups=frozenset({Cgroup("system.slice/backup.service", 2, 7)}),
     portal_resolvers=(IPv4Address("192.168.1.1"),),
+    page=PagePlace(IPv4Address("127.8.7.6"), 4444),
     kill_switch=False,
 )
 SHELL = InboundConnection(ip_address("192.168.1.9"), 22, ip_address("93.184.20.10"), 50000)
@@ -53,7 +54,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 def test_nothing_of_the_tunnel_is_in_it() -> None:
     text = AtRest(RUNNING, KEPT, FIRST_MARKS).script()
-    for gone in ("198.18.0.7", "fd63:7279:7071::7", "dnat", "cgroupv2", "93.184.20.10"):
+    for gone in ("198.18.0.7", "fd63:7279:7071::7", "dnat", "cgroupv2", "93.184.20.10", "127.8.7.6"):
         assert gone not in text, gone
     assert "5.75.10.2 . 4433" in text and "192.168.1.0/24" in text
     assert "type filter hook output priority filter; policy drop;" in text, "whatever the client's is"
