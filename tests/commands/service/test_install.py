@@ -16,7 +16,7 @@ import pytest
 from cryprq_proxy.base import paths, systemd
 from cryprq_proxy.base.systemd import Systemd
 from cryprq_proxy.cli import run_command
-from cryprq_proxy.commands.service import install, manager, own, units
+from cryprq_proxy.commands.service import install, manager, own, removal, units
 from cryprq_proxy.config.keys import load_identity, save_identity
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
@@ -372,8 +372,6 @@ def test_launchd_runs_the_proxy_of_a_person(
     person: Told, capsys: Capture, monkeypatch: pytest.MonkeyPatch, own_directories: Path
 ) -> None:
     monkeypatch.setattr(manager, "on_macos", lambda: True)
-    from cryprq_proxy.commands.service import removal
-
     monkeypatch.setattr(removal, "on_macos", lambda: True)
     (own_directories / ".config/cryprq").mkdir(parents=True)
     (own_directories / ".config/cryprq/client.toml").write_text(PEER)
