@@ -461,16 +461,28 @@ async def test_a_request_makes_a_silent_exit_prove_itself(
     await up(good)
     assert await here.echoes(good)
     session = good._kept.session
-    assert session is not None and session.liveness._answer_by is None
+    assert session is not None
+    # The round trip may be measured just now, and an answer be under way, whatever the machine does meanwhile.
+    await until(lambda: session.liveness._answer_by is None)
+    monkeypatch.setattr(client_module, "SILENCE", 3_600.0)
     ask(good, target=here.echo)
     assert session.liveness._answer_by is None, "it was heard just now"
     monkeypatch.setattr(client_module, "SILENCE", -1.0)
+    before = clock()
     ask(good, target=here.echo)
-    assert session.liveness._answer_by == pytest.approx(clock() + PROOF_SECONDS, abs=1.0)
+    assert session.liveness._answer_by is not None
+    assert before + PROOF_SECONDS <= session.liveness._answer_by <= clock() + PROOF_SECONDS
     await until(lambda: session.liveness._answer_by is None)
     monkeypatch.setattr(client_module, "PROOF_SECONDS", 0.0)
-    ask(good, target=here.echo)
-    await until(lambda: good.status().carriers == 2)
+    carriers = good.status().carriers
+
+    def resumed() -> bool:
+        """Asked again where an answer to something else came first: that is a sign of life too."""
+        if session.liveness._answer_by is None:
+            ask(good, target=here.echo)
+        return good.status().carriers > carriers
+
+    await until(resumed)
     assert good._kept.session is session, "resumed"
 
 
@@ -479,7 +491,8 @@ async def test_a_lane_that_falls_makes_the_exit_prove_itself(here: Place, client
     await up(good)
     assert await here.echoes(good)
     session, link = good._kept.session, good._kept.packet_link
-    assert session is not None and link is not None and session.liveness._answer_by is None
+    assert session is not None and link is not None
+    await until(lambda: session.liveness._answer_by is None)
     lane: Any = SimpleNamespace(up=True, datagrams=lambda: 0, close=lambda: None)
     link.lane = lane
     link.lane_changed()
