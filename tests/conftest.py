@@ -15,7 +15,7 @@ import gc
 import itertools
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 REAL_PLACES = (str(paths.ROOTS_CONFIG), str(paths.ROOTS_STATE))
 """What root's program uses on this machine."""
+PROGRAM = "cryprq-proxy"
 TOUCHES = {
     "open",
     *(f"os.{name}" for name in ("mkdir", "rename", "remove", "rmdir", "listdir", "scandir", "chown")),
@@ -137,19 +138,40 @@ def uses_real_places(event: str, arguments: tuple[object, ...]) -> bool:
     if event != "subprocess.Popen" or os.geteuid() != 0:
         return False
     command, environment = arguments[1], arguments[3]
-    words = [os.fspath(word) for word in command] if isinstance(command, list | tuple) else []
+    words = [os.fspath(word) for word in command] if isinstance(command, list | tuple) else [command]
     led = os.environ if environment is None else environment
-    return "cryprq_proxy" in words and not {"XDG_CONFIG_HOME", "XDG_STATE_HOME"} <= set(led)  # type: ignore[call-overload]
+    return starts_program(words) and not {"XDG_CONFIG_HOME", "XDG_STATE_HOME"} <= set(led)  # type: ignore[call-overload]
+
+
+def starts_program(words: Sequence[object]) -> bool:
+    """Whether this command line starts the program, as a module or by its name. By its name a host of the lab, which
+    `nsenter` leads to, has one of its own, in directories of its own."""
+    named = bool(words) and words[0] != "nsenter" and any(Path(str(word)).name == PROGRAM for word in words)
+    return "cryprq_proxy" in words or named
 
 
 class PlacesGuard:
-    """Raises UsedRealPlaces where a test uses them, and fails the test too, as the code under test may suppress it."""
+    """Raises UsedRealPlaces where a test uses them, and fails the test too, as the code under test may suppress it.
 
-    def __init__(self) -> None:
+    What a process does is not seen. But where a place was not there before, the test fails in which it appears.
+    """
+
+    def __init__(self, places: Sequence[str] = REAL_PLACES) -> None:
         self.used: list[str] = []
-        sys.addaudithook(self._audit)
+        self._places = places
+        self._there = self._found()
 
-    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
+    def _found(self) -> set[str]:
+        return {place for place in self._places if os.path.lexists(place)}
+
+    def look(self) -> None:
+        """Raises UsedRealPlaces for a place that was not there at the last look."""
+        before, self._there = self._there, self._found()
+        if appeared := self._there - before:
+            made = ", ".join(sorted(appeared))
+            raise UsedRealPlaces(f"a process of this test, or of one beside it, has made {made}")
+
+    def audit(self, event: str, arguments: tuple[object, ...]) -> None:
         if (event in TOUCHES or event == "subprocess.Popen") and uses_real_places(event, arguments):
             self.used.append(f"{event} {arguments[:2]}")
             raise UsedRealPlaces(self.used[-1])
@@ -160,6 +182,13 @@ class PlacesGuard:
         result = yield
         if self.used:
             raise UsedRealPlaces(", ".join(self.used))
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self) -> Iterator[None]:
+        """Behind the fixtures of the test, which end its processes."""
+        result = yield
+        self.look()
         return result
 
 
@@ -208,4 +237,6 @@ class ProcessGuard:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessGuard())
-    config.pluginmanager.register(PlacesGuard())
+    places = PlacesGuard()
+    sys.addaudithook(places.audit)
+    config.pluginmanager.register(places)
