@@ -81,7 +81,7 @@ def test_another_exit_takes_over_and_gives_back(stage: Stage) -> None:
 
 def test_exits_come_and_go_while_it_runs(stage: Stage) -> None:
     """A reload has packets go by an exit that was not there at the start; the filter lets out to those that there are,
-    and the blocklist is another one."""
+    the blocklist is another one, and a forward leads through the tunnel."""
     stage.links.exit(stage.hosts.server, {"tun": {"pool4": POOL4}}, name="exit2")
     one, two = (
         {"name": name, "peer": f"cryprq://{stage.links.identity(identity)[1]}@{address}:{PORT}"}
@@ -108,6 +108,11 @@ def test_exits_come_and_go_while_it_runs(stage: Stage) -> None:
     def status_of(name: str) -> str:
         return stage.client.attempt(["dig", "+tries=1", f"+time={LONG:g}", name]).stdout
 
+    def by_forward() -> str:
+        """As stage.fetches."""
+        page = "http://127.0.0.1:8081/address"
+        return stage.client.attempt(["curl", "-s", "--max-time", "5", page]).stdout
+
     with (
         FarServer(stage.lab, stage.hosts.exit, only=("http",)),
         stage.tunnel(settings=settings(one)) as client,
@@ -123,12 +128,16 @@ def test_exits_come_and_go_while_it_runs(stage: Stage) -> None:
         assert pool("198.18.")
         assert allowed() == [[EXIT4, PORT]]
         assert "NOERROR" in status_of("a.example.com")
-        reload(settings(two, one, block="a.example.com"))
+        reload(
+            {**settings(two, one, block="a.example.com"), "forward": [{"listen": 8081, "to": f"{EXIT4}:80"}]}
+        )
         assert allowed() == [[EXIT4, PORT], [SERVER4, PORT]]
         until(lambda: pool("198.19."), "the new exit, which is preferred, is active")
         until(lambda: stage.fetches(EXIT4) == SERVER4, "packets go through it")
+        assert by_forward() == SERVER4, "a forward follows as well"
         assert "NXDOMAIN" in status_of("a.example.com")
         reload(settings(two))
+        assert not by_forward(), "and is gone"
         until(lambda: allowed() == [[SERVER4, PORT]], "nothing gets out to the first one any more")
         assert stage.fetches(EXIT4) == SERVER4
         assert "NOERROR" in status_of("a.example.com")
