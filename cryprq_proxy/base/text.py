@@ -38,6 +38,11 @@ def named(name: str, peer_id: str) -> str:
     return f"{one_line(name[:MAX_SHOWN])} ({short_id(peer_id)})" if name else peer_id
 
 
+def named_exit(name: str, peer_id: str, address: object) -> str:
+    """An exit for a person, with where it is reached, as "home (192.0.2.7:4433)"; without a name a part of its id."""
+    return f"{one_line(name[:MAX_SHOWN]) or short_id(peer_id)} ({address})"
+
+
 def short_id(peer_id: str) -> str:
     return f"{peer_id[:SHORT_ID]}..."
 

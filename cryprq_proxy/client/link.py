@@ -217,10 +217,9 @@ class ClientLink:
             if self._endpoints.worked(endpoint):
                 self._settings.memory.remember(endpoint)
         _log.info(
-            "link %s: exit %s at %s (%s), %s, ML-KEM by %s",
+            "link %s: exit %s, %s, %s, ML-KEM by %s",
             "up" if path.begins else "has another path" if was_up else "resumed",
-            self._settings.shown,
-            endpoint,
+            self._settings.shown_at(endpoint),
             path.reached.why,
             path.carrier.path.keys.cipher.name,
             self._provider.name,
@@ -243,7 +242,7 @@ class ClientLink:
 
     def sign_anew(self) -> None:
         """A day has passed since the last signed handshake, and only by such a one there are further paths."""
-        _log.info("the exit %s is dialled anew, as it is once a day for another path", self._settings.shown)
+        _log.info("exit %s is dialled anew, as it is once a day for another path", self._settings.shown)
         for path in list(self.paths.values()):
             path.carrier.drop()
 

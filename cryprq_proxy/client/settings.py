@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..base.text import named
+from ..base.text import named_exit, short_id
 from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.upstream import UpstreamProxy
 from ..carriers.lane.settings import LaneSettings
@@ -63,5 +63,9 @@ class ClientSettings:
 
     @property
     def shown(self) -> str:
-        """The exit for a person."""
-        return named(self.name, str(self.peer))
+        """The exit for a person, where its address says nothing."""
+        return self.name or short_id(str(self.peer))
+
+    def shown_at(self, address: object) -> str:
+        """The exit for a person, with where it is reached."""
+        return named_exit(self.name, str(self.peer), address)

@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from ..address import OWN_NAME, Destination
+from ..base.text import named_exit
 from ..status import ExitReport
 from .http_failures import UNREADABLE
 
@@ -37,6 +38,11 @@ PAGE: Final = "page"
 
 _PROGRAMS: Final = re.compile(rb"(?:curl|Wget|HTTPie|Lynx|w3m|cryprq-proxy)/")
 """The beginning of User-Agent."""
+_WEBRTC: Final = (
+    "goes past a proxy and may show pages your own address, unless the whole system is routed (--tun); "
+    "in Firefox set media.peerconnection.ice.proxy_only to true in about:config, "
+    "start Chromium with --force-webrtc-ip-handling-policy=disable_non_proxied_udp"
+)
 _PREFETCH: Final = frozenset((b"purpose", b"sec-purpose", b"x-moz"))
 """Fields of what a browser fetches before a person wants it."""
 
@@ -85,7 +91,7 @@ def opens_page(request: h11.Request) -> bool:
 def lines(facts: Facts, *, named: bool) -> list[tuple[str, str]]:
     """The facts in words, each with its name. `named`: the proxy was asked by the name, which was not resolved here."""
     report = facts.report
-    exit = f"{facts.exit} ({facts.address})" if facts.exit else "unknown"
+    exit = named_exit(facts.exit, "", facts.address) if facts.exit else "unknown"
     if not facts.up:
         exit += f"; there is no link: {facts.problem or 'it is not up yet'}"
     names = "are resolved at the exit" if named else "are resolved here, by the forwarder of --tun"
@@ -101,7 +107,7 @@ def lines(facts: Facts, *, named: bool) -> list[tuple[str, str]]:
         ("Names", names),
         ("IPv6", ipv6),
         *_paused(facts),
-        ("WebRTC", "see the page Applications, section WebRTC, of the documentation"),
+        ("WebRTC", _WEBRTC),
     ]
     return [(name, _printable(value)) for name, value in told]
 

@@ -262,7 +262,7 @@ class RunningClient(Actions):
             "ready: %sSOCKS5, SOCKS4a and HTTP proxy on %s, %s",
             "the whole system is routed; " if self._config.tun.enabled else "",
             self._proxy,
-            ", ".join(f"exit {settings.shown} at {settings.endpoints[0]}" for _, _, settings in exits),
+            ", ".join(f"exit {settings.shown_at(settings.endpoints[0])}" for _, _, settings in exits),
         )
 
     # --- what can be changed ---

@@ -81,7 +81,8 @@ def test_what_it_says_as_html_as_text_and_as_json() -> None:
         "home (5.75.10.2:4433)",
         "at the exit",
         "<dd>yes</dd>",
-        "WebRTC",
+        "<dt>WebRTC</dt>",
+        "media.peerconnection.ice.proxy_only",
     ):
         assert said in page
     text = written(FACTS, b"*/*", named=False)

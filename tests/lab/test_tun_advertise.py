@@ -66,7 +66,9 @@ def test_an_address_that_the_configuration_names_is_dialled(hosts: ThreeHosts, l
         with Flow(hosts.client, SERVER4) as flow:
             flow.moves()
             with cut(hosts):
-                client.says(f"link resumed: .* at {OWN4}:{PORT} \\(the exit advertises it", since=mark)
+                client.says(
+                    f"link resumed: exit \\S+ \\({OWN4}:{PORT}\\), the exit advertises it", since=mark
+                )
                 until(
                     lambda: links.status()["packets"]["lane"]["peer"] == f"{OWN4}:{PORT}", "the lane follows"
                 )
@@ -87,7 +89,7 @@ def test_an_address_that_nothing_names_stays_shut(hosts: ThreeHosts, links: Link
                 client.says("no link to ", since=mark)
                 assert links.status()["tun"]["exits"] == [[EXIT4, PORT]]
                 assert OWN4 not in hosts.client.run(["nft", "list", "ruleset"])
-            client.says(f"link resumed: .* at {EXIT4}:{PORT}", since=mark)
+            client.says(f"link resumed: exit \\S+ \\({EXIT4}:{PORT}\\)", since=mark)
             flow.moves()
             assert flow.finish()
     assert not [packet for packet in wire.packets if OWN4 in (packet.source, packet.destination)]

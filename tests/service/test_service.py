@@ -54,7 +54,7 @@ def test_status_tells_of_a_running_pair(pair: Setup, target: int) -> None:
                 "link",
                 "up",
                 pair.client_id,
-                pair.exit_id[:8],
+                f"127.0.0.1 (127.0.0.1:{pair.exit_port})",
                 "epoch",
                 "cipher",
                 "ML-KEM",

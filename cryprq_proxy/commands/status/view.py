@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...base.log import one_line
-from ...base.text import counted, duration, milliseconds, named, nonzero, size
+from ...base.text import counted, duration, milliseconds, named_exit, nonzero, size
 from ...status import (
     ClientStatus,
     DeviceStatus,
@@ -68,7 +68,7 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
     yield "client", status.peer_id
     yield "link", _link(status)
     name = next((exit.name for exit in status.exits if exit.active), "")
-    yield "exit", f"{named(name, status.exit.peer_id)} at {status.exit.address}"
+    yield "exit", named_exit(name, status.exit.peer_id, status.exit.address)
     if carrier is not None:
         why = f": {carrier.why}" if carrier.why else ""
         yield "carrier", f"{carrier.kind} to {carrier.address}{why}"
