@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from .common import ask, config_option, control_sockets
+from .asked import control_sockets
+from .common import ask, config_option
 
 if TYPE_CHECKING:
     from ..address import Destination

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from ..errors import ConfigError, CryprqError
 from ..status import Status
-
-if TYPE_CHECKING:
-    from ..config.client import ClientConfig
-    from ..config.exit import ExitConfig
 
 FILE: Final = click.Path(path_type=Path)
 ANSWER_SECONDS: Final = 5.0
@@ -70,34 +66,6 @@ def merged(context: click.Context, verbose: bool, log_format: str | None) -> dic
     """-v and --log-format, which may come before or after the command."""
     behind = log_flags(verbose, log_format)
     return {name: value or context.obj[name] for name, value in behind.items()}
-
-
-def control_sockets(config: Path | None) -> list[Path]:
-    """The control sockets to ask: of the configuration, or of the default ones and at the default paths."""
-    from ..base.paths import control_sockets as usual_places
-    from ..config.client import load_client
-    from ..config.exit import load_exit
-    from ..config.foreign import ASKED_AT, only_harmless
-
-    try:
-        act_for(config)
-    except ConfigError:
-        if config is not None:
-            raise
-        # The sockets at the default paths are asked all the same.
-    loaders: tuple[Callable[[Path | None], ClientConfig | ExitConfig], ...] = (load_client, load_exit)
-    errors, found = [], []
-    for load in loaders:
-        try:
-            found.append(only_harmless(load(config), ASKED_AT).control_socket)
-        except ConfigError as error:
-            errors.append(error)
-    if config is None:
-        return list(dict.fromkeys([*found, *usual_places()]))
-    if not found:
-        # The file is valid for neither role; its name tells the intended one.
-        raise errors[1 if "exit" in config.name else 0]
-    return found[:1]
 
 
 def act_for(config: Path | None) -> None:

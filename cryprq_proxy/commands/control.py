@@ -8,7 +8,8 @@ from typing import Final
 import click
 
 from . import completion
-from .common import ask, config_option, control_sockets
+from .asked import control_sockets
+from .common import ask, config_option
 
 READING_SECONDS: Final = 60.0
 """For lists with millions of names."""

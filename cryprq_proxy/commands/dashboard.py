@@ -14,7 +14,8 @@ import click
 
 from ..base.program import to_run
 from ..errors import CryprqError, reason_of
-from .common import ask, config_option, control_sockets
+from .asked import control_sockets
+from .common import ask, config_option
 
 
 @click.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -85,6 +84,7 @@ def doctor(
 def _about(config: Path | None, as_exit: bool) -> Found:
     """The role to check: the one that was asked for, that runs, or whose files there are. Raises ConfigError."""
     from ..base.file_access import exists
+    from ..config.control_place import role_of
     from .running import default_file, find
 
     exit = find("exit", config)
@@ -94,26 +94,8 @@ def _about(config: Path | None, as_exit: bool) -> Found:
     if client.started is not None or exit.started is not None:
         return exit if client.started is None else client
     if config is not None:
-        return exit if _is_exit(config) else client
+        return exit if role_of(config) == "exit" else client
     file = default_file("exit")
     of_exit = any(exists(path, _WHAT) for path in (file, file.with_name("authorized")))
     only_exit = of_exit and not exists(client.file, _WHAT)
     return exit if only_exit else client
-
-
-def _is_exit(config: Path) -> bool:
-    """Whether it is valid for an exit, and not for a client; if for neither, whether it is called so."""
-    from ..config.client import load_client
-    from ..config.exit import load_exit
-    from ..errors import ConfigError
-
-    def is_valid(load: Callable[[Path], object]) -> bool:
-        try:
-            load(config)
-        except ConfigError:
-            return False
-        return True
-
-    if is_valid(load_client):
-        return False
-    return is_valid(load_exit) or "exit" in config.name

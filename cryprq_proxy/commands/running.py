@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
-
-from msgspec import Struct
 
 from ..address import Destination, parse_host_port
 from ..base.deputy import act_as_owner
 from ..base.file_access import deputy_for
 from ..base.paths import Role, config_dir, control_sockets
 from ..config.client import ClientConfig, load_client
-from ..config.decode import decode_file, read_source
+from ..config.control_place import named_socket
 from ..config.exit import ExitConfig, load_exit
 from ..config.foreign import ASKED_AT, only_harmless
 from ..errors import ConfigError, CryprqError
@@ -27,8 +25,6 @@ from ..process.control import NotRunning, query_status
 from ..process.started import Started, query_started
 from ..status import ClientStatus
 from .common import act_for
-
-_KINDS: Final[dict[Role, type[Struct]]] = {"client": ClientConfig, "exit": ExitConfig}
 
 
 class Found(NamedTuple):
@@ -131,7 +127,6 @@ def _sockets(role: Role, config: Path | None) -> list[Path]:
     # Of another user's configuration root asks nowhere else.
     if deputy_for(Path("/")) is None:
         with contextlib.suppress(ConfigError):
-            text, source, _ = read_source(config, f"{role}.toml")
-            own = decode_file(_KINDS[role], text, source).get("control_socket")
+            own = named_socket(role, config)
             return list(dict.fromkeys((*(() if own is None else (own,)), *usual)))
     return usual

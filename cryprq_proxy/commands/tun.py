@@ -14,7 +14,8 @@ from ..base.leftovers import holder
 from ..base.leftovers import lockdown as locked_down
 from ..errors import ConfigError, CryprqError
 from ..process.actions import MAX_PAUSE
-from .common import FILE, ask, ask_status, config_option, control_sockets, seconds
+from .asked import control_sockets
+from .common import FILE, ask, ask_status, config_option, seconds
 
 if TYPE_CHECKING:
     from ..config.tun import TunTable

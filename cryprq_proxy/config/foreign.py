@@ -31,19 +31,23 @@ ASKED_AT: Final = frozenset({_SOCKET})
 def only_harmless[T: Struct](config: T, keys: Set[str] = OPENED_BY_ROOT) -> T:
     """Return `config`. As root, raises ConfigError if one of `keys` names a file that root would open itself, and
     another user owns the configuration or decides what the path leads to."""
-    foreign = deputy_for(Path("/")) is not None
     for key, value in _named(config):
         if key.rpartition(".")[2] not in keys:
             continue
-        if foreign:
-            raise ConfigError(
-                f"the configuration belongs to another user than root, and so root does not use the file that {key} "
-                "names: run this as that user, or with a configuration in a directory of root"
-            )
+        refuse_foreign(key)
         if key != _SOCKET:
             for path in value if isinstance(value, tuple) else (value,):
                 require_own(Path(path), f"{key} names a file that root would open itself, but")
     return config
+
+
+def refuse_foreign(key: str) -> None:
+    """Raises ConfigError if this is root, and the configuration, in which `key` names a file, another user's."""
+    if deputy_for(Path("/")) is not None:
+        raise ConfigError(
+            f"the configuration belongs to another user than root, and so root does not use the file that {key} "
+            "names: run this as that user, or with a configuration in a directory of root"
+        )
 
 
 def _named(table: Struct, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cryprq_proxy.commands.common import ask, ask_status, control_sockets
-from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.commands.common import ask, ask_status
+from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.process.control import ControlServer, NotRunning
 from cryprq_proxy.status import ClientStatus, ExitStatus
 
@@ -109,12 +109,3 @@ def test_a_socket_that_somebody_left_explains_less_than_one_that_may_not_be_aske
 def test_with_no_socket_at_all_the_sentence_says_what_to_do(answers: Answers, tmp_path: Path) -> None:
     with pytest.raises(CryprqError, match=r"^no cryprq-proxy is running: start it, or say with --config"):
         ask([tmp_path / "client.sock", tmp_path / "exit.sock"])
-
-
-def test_the_socket_of_a_configuration_is_the_only_one_asked(tmp_path: Path) -> None:
-    file = tmp_path / "exit.toml"
-    file.write_text('control_socket = "e.sock"\n')
-    assert control_sockets(file) == [tmp_path / "e.sock"]
-    file.write_text("nonsense = 1\n")
-    with pytest.raises(ConfigError, match=r"exit\.toml"):
-        control_sockets(file)

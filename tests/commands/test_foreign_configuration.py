@@ -9,7 +9,7 @@ import pytest
 
 from cryprq_proxy.base import file_access
 from cryprq_proxy.base.paths import control_sockets as usual_places
-from cryprq_proxy.commands.common import control_sockets
+from cryprq_proxy.commands.asked import control_sockets
 from cryprq_proxy.commands.pairing import _here
 from cryprq_proxy.config.tun import STATE
 from cryprq_proxy.doctor import machine, start

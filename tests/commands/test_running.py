@@ -79,7 +79,7 @@ def test_the_one_that_was_started_with_a_file(answers: Answers, tmp_path: Path) 
 
 def test_its_socket_is_where_the_file_says(answers: Answers, tmp_path: Path) -> None:
     file = tmp_path / "client.toml"
-    file.write_text(f'peer = "{PEER}"\ncontrol_socket = "c.sock"\n')
+    file.write_text(f'peer = "{PEER}"\ncontrol_socket = "c.sock"\nnonsense = 1\n')
     answers[tmp_path / "c.sock"] = started("client", file)
     assert find("client", file).socket == tmp_path / "c.sock"
 

@@ -53,13 +53,17 @@ def test_where_it_listens(flagged: Flagged) -> None:
 
 
 def test_a_file_that_is_broken_now_hides_no_client(flagged: Flagged) -> None:
-    flagged.file.write_text(f'control_socket = "c.sock"\nlisten = 5.5\n{BLOCKED}')
-    done = call("env", "--shell", "file", "--config", str(flagged.file))
+    flagged.file.write_text("nonsense\n")
     # Its socket is not known from a file that cannot be read.
-    assert done.returncode == 2
-    flagged.file.write_text('control_socket = "c.sock"\n[[rule]]\nto = "exit:none"\nports = [1]\n')
-    done = call("env", "--shell", "file", "--config", str(flagged.file))
-    assert f"HTTP_PROXY=http://127.0.0.1:{flagged.port}\n" in done.stdout
+    assert call("env", "--shell", "file", "--config", str(flagged.file)).returncode == 2
+    for wrong in ("listen = 5.5", '[[rule]]\nto = "exit:none"\nports = [1]'):
+        flagged.file.write_text(f'control_socket = "c.sock"\n{wrong}\n')
+        done = call("env", "--shell", "file", "--config", str(flagged.file))
+        assert f"HTTP_PROXY=http://127.0.0.1:{flagged.port}\n" in done.stdout
+    assert "there is no exit called" in call("reload", "--config", str(flagged.file)).stderr
+    flagged.file.write_text(f'control_socket = "c.sock"\n{BLOCKED}')
+    done = call("reload", "--config", str(flagged.file))
+    assert (done.returncode, done.stderr) == (0, ""), "the exit was given by a flag"
 
 
 def test_explain_says_what_the_rules_that_run_say(flagged: Flagged) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from ..common import ask, ask_status, config_option, control_sockets, seconds
+from ..asked import control_sockets
+from ..common import ask, ask_status, config_option, seconds
 
 
 @click.command()
