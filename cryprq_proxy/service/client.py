@@ -36,7 +36,7 @@ from ..config.client import DEFAULT_ADMIN, ClientConfig
 from ..errors import CryprqError
 from ..fronts.listener import ListenerSettings, MixedListener
 from ..fronts.own_page import PAGE
-from ..process.actions import Actions, commands
+from ..process.actions import Action, Actions, commands
 from ..process.control import ControlServer, check_free
 from ..process.file_watch import FileWatch
 from ..process.garbage import COLLECTOR
@@ -104,14 +104,7 @@ async def run_client(
             stop.notifier,
             recent,
         )
-        answers = RulesInForce(lambda: dispatcher.rules, running.reloader, watch)
-        actions = commands(running) | {
-            STARTED: started.tell,
-            EXPLAIN: answers.explain,
-            PAGE: running.open_page,
-            TRY: partial(try_by_rules, dispatcher),
-        }
-        control = ControlServer(config.control_socket, running.status, actions)
+        control = ControlServer(config.control_socket, running.status, running.actions(started, watch))
         await control.start()
         stack.push_async_callback(control.stop)
         stack.push_async_callback(exits.stop)
@@ -170,6 +163,16 @@ class RunningClient(Actions):
         """That of the proxy's port."""
         self._pac = ""
         self.reloader = Reloader(read, self.apply, notifier)
+
+    def actions(self, started: Started, watch: FileWatch) -> dict[str, Action]:
+        """What the control socket is asked for."""
+        answers = RulesInForce(lambda: self._dispatcher.rules, self.reloader, watch)
+        return commands(self) | {
+            STARTED: started.tell,
+            EXPLAIN: answers.explain,
+            PAGE: self.open_page,
+            TRY: partial(try_by_rules, self._dispatcher),
+        }
 
     # --- what can be told ---
 
