@@ -166,5 +166,11 @@ def _lines_of(file: SharedFile) -> list[str]:
         return []
 
 
+def joined(texts: Iterable[str], most: int = MAX_FLIGHTS) -> str:
+    """The text of one file with the latest `most` hashes of several, those of the last one being the latest."""
+    lines = dict.fromkeys(line for text in texts for line in text.split() if _LINE.fullmatch(line))
+    return _text(list(lines)[-most:])
+
+
 def _text(lines: list[str]) -> str:
     return "\n".join([*lines, ""])

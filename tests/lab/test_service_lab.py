@@ -95,7 +95,11 @@ def test_what_was_tried_by_hand_becomes_a_service(there: Machine, here: Machine,
         "identity cryprq 600",
         "invites cryprq 600",
     ]
-    there.start("cryprq-exit")
+    # It answers no first flight again that the person's exit has answered.
+    assert there.listing("/opt/alice/.local/state/cryprq") == ""
+    assert there.listing("/var/lib/cryprq") == "first-flights cryprq 600\n"
+    service = there.start("cryprq-exit")
+    assert "first flight" not in service.log
     said = here.host.run(here.as_user("bob", "service", "install", "proxy", "--user"), env=here.environment)
     assert said.endswith("cryprq-proxy check\n")
     here.start("cryprq-proxy", "bob")

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from ...base import paths, systemd
 from ...base.deputy import act_as_owner
 from ...base.log import one_line
-from ...base.owners import user_name
+from ...base.owners import ROOT, user_name
 from ...base.paths import Role, callers_file, default_control_socket
 from ...base.program import to_run, to_run_as_root
 from ...base.systemd import Systemd, write
@@ -20,7 +20,9 @@ from ...config.exit import authorized_file, load_exit
 from ...errors import ConfigError, CryprqError, reason_of
 from . import units
 from .manager import owner_for, prepare
-from .move import NAMES, Carry, carry, give, has_role, plan
+from .move import NAMES, Carry, carry, has_role, plan
+from .ownership import NewOwner, check_givable, give
+from .state import StateOf
 from .units import SERVICES, Kind, Service, Start, check_ours, program, unit_text
 
 type Ask = Callable[[str], bool]
@@ -40,6 +42,28 @@ class Done(NamedTuple):
 # --- of the system ---
 
 
+class Planned(NamedTuple):
+    """An installation of which nothing is to be refused any more."""
+
+    kind: Kind
+    user: str
+    packets: bool
+    carried: Carry | None
+    flights: StateOf
+    ready: bool
+    """Whether the role can start."""
+    called: Path
+    hidden: list[Path]
+
+    @property
+    def service(self) -> Service:
+        return SERVICES[self.kind]
+
+    @property
+    def unit(self) -> Path:
+        return systemd.UNIT_DIRECTORY / self.service.file
+
+
 def install_system(kind: Kind | None, source: Path | None, packets: bool, ask: Ask) -> Done:
     """Raises CryprqError; then nothing is lost, and a second call goes on."""
     if os.geteuid() != 0:
@@ -47,30 +71,51 @@ def install_system(kind: Kind | None, source: Path | None, packets: bool, ask: A
             f"a service of the system is root's: {to_run_as_root(f'service install {kind or "exit"}')}; a proxy for "
             f"yourself alone needs no root: {to_run('service install proxy --user')}"
         )
-    target = paths.ROOTS_CONFIG
-    kind = kind or _guess(source or target)
-    service = SERVICES[kind]
+    manager = Systemd()
+    planned = _plan(kind or _guess(source or paths.ROOTS_CONFIG), source, packets, manager, ask)
+    _ask_before_tunnel(planned, ask)
+    owner = owner_for(planned.user)
+    lines = _hand_over(planned, owner)
+    lines += _begin(planned, _place_units(planned), owner, manager)
+    lines += [
+        f"note: the service runs what is in {part}, which {user_name(part.stat().st_uid)} can change"
+        for part in planned.hidden
+        if part.stat().st_uid != 0
+    ]
+    return Done(lines, next_line(planned.kind, planned.ready))
+
+
+def _plan(kind: Kind, source: Path | None, packets: bool, manager: Systemd, ask: Ask) -> Planned:
+    """All that can be refused is refused here, and nothing is changed. Raises ConfigError."""
+    service, target = SERVICES[kind], paths.ROOTS_CONFIG
     if packets and kind != "exit":
         raise ConfigError("--tun belongs to an exit; the client of system-wide mode is: service install tun")
     unit = systemd.UNIT_DIRECTORY / service.file
-    drop_in = drop_in_of(unit)
     check_ours(unit)
-    packets = check_ours(drop_in) or packets
+    packets = check_ours(drop_in_of(unit)) or packets
     _check_directory(systemd.UNIT_DIRECTORY)
     what = _to_carry(service.role, source, target, ask)
     packets = packets or _wants_packets(service.role, what, target)
     user = "root" if packets else service.user
     _check_neighbours(kind, user)
-    called, manager = program(), Systemd()
+    called = program()
     hidden = units.hidden_parts(called)
     if manager.runs() or user != "root":
         # Only a manager shows a service what lies below a closed directory, and takes root's right to pass by that.
         units.check_readable(called, hidden if manager.runs() else [], user)
     refuse_running(service, what, manager)
+    for directory in (target, paths.ROOTS_STATE):
+        check_givable(directory, _uids("cryprq") | {ROOT})
+    flights = StateOf(what.source if what is not None and service.role == "exit" else None)
     ready = service.role == "exit" or what is not None or has_role(target, service.role)
+    return Planned(kind, user, packets, what, flights, ready, called, hidden)
+
+
+def _ask_before_tunnel(planned: Planned, ask: Ask) -> None:
+    """Raise CryprqError unless the person agrees that this machine's traffic goes through the exit from now on."""
     if (
-        kind == "tun"
-        and ready
+        planned.kind == "tun"
+        and planned.ready
         and not ask(
             "from the start of this service on all traffic of this machine goes through the exit, and connections from "
             "outside end, as by ssh, if `inbound` in the configuration does not keep them. Start it?"
@@ -78,36 +123,44 @@ def install_system(kind: Kind | None, source: Path | None, packets: bool, ask: A
     ):
         raise CryprqError("nothing was changed")
 
-    owner = owner_for(user)
+
+def _hand_over(planned: Planned, owner: NewOwner) -> list[str]:
+    """Give configuration and state to the service's user, with what somebody has tried. Raises CryprqError."""
+    what, before = planned.carried, _uids("cryprq")
+    # The first flights come before the keys: no exit has the keys and not them.
+    planned.flights.place(owner, before)
     kept = None if what is None else carry(what, owner)
-    give(target, owner, _uids("cryprq"))
-    texts = [unit_text(service, called, hidden)]
-    place(unit, texts[0])
-    if packets:
-        texts.append(units.exit_tun_text(called))
-        place(drop_in, texts[1])
-    lines = _moved(what, kept)
-    start = Start.of(*texts)
-    if manager.runs():
-        manager.read_again()
-        if ready:
-            manager.start(service.unit)
-            lines.append(f"the service {service.unit} runs, and starts with this machine")
-        else:
-            manager.enable(service.unit)
-            lines.append(
-                f"the service {service.unit} is installed, and starts once this machine has joined an exit"
-            )
-    else:
+    give(paths.ROOTS_CONFIG, owner, before)
+    if what is not None and len(what.removed) == len(what.files):
+        planned.flights.remove()
+    return _moved(what, kept)
+
+
+def _place_units(planned: Planned) -> Start:
+    """Write unit and drop-in. Returns how they start the program. Raises CryprqError."""
+    texts = [unit_text(planned.service, planned.called, planned.hidden)]
+    place(planned.unit, texts[0])
+    if planned.packets:
+        texts.append(units.exit_tun_text(planned.called))
+        place(drop_in_of(planned.unit), texts[1])
+    return Start.of(*texts)
+
+
+def _begin(planned: Planned, start: Start, owner: NewOwner, manager: Systemd) -> list[str]:
+    """Start the service, or say how without a manager. Raises CryprqError."""
+    name = planned.service.unit
+    if not manager.runs():
         prepare(start, owner)
-        lines.append(f"{unit} is written, but no service manager runs here. Start it by hand, as root, with:")
-        lines.append(f"  {start.by_hand()}")
-    lines += [
-        f"note: the service runs what is in {part}, which {user_name(part.stat().st_uid)} can change"
-        for part in hidden
-        if part.stat().st_uid != 0
-    ]
-    return Done(lines, next_line(kind, ready))
+        return [
+            f"{planned.unit} is written, but no service manager runs here. Start it by hand, as root, with:",
+            f"  {start.by_hand()}",
+        ]
+    manager.read_again()
+    if planned.ready:
+        manager.start(name)
+        return [f"the service {name} runs, and starts with this machine"]
+    manager.enable(name)
+    return [f"the service {name} is installed, and starts once this machine has joined an exit"]
 
 
 def _guess(directory: Path) -> Kind:

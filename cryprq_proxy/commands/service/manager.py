@@ -15,7 +15,7 @@ from ...base import package_data
 from ...base.log import one_line
 from ...base.systemd import call, write
 from ...errors import CryprqError, reason_of
-from .move import NewOwner
+from .ownership import NewOwner
 from .units import LABEL, Start
 
 SYSUSERS: Path = Path("/etc/sysusers.d/cryprq.conf")

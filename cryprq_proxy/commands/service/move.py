@@ -1,4 +1,4 @@
-"""Root's directory of the configuration, for a service: given to its user, or filled with what somebody has tried.
+"""What somebody has tried out, carried into root's directory of the configuration, for a service.
 
     read all as its old owner -> .cryprq.new: written as the new owner, synced -> cryprq, synced -> old files removed
 
@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct, structs
 
 from ...base.deputy import act_as_owner
 from ...base.file_access import access_for, exists, sync_directory, write_all
-from ...base.owners import ROOT, user_name
 from ...base.paths import MAX_LIST, Role, read_text
 from ...config.authorized import revoked_beside
 from ...config.client import ClientConfig, client_from
@@ -29,6 +27,7 @@ from ...config.keys import load_identity
 from ...crypto.primitives import select_provider
 from ...errors import ConfigError, CryprqError, reason_of
 from ...pairing.invite_store import beside
+from .ownership import NewOwner
 
 NAMES: Final[dict[Role, tuple[str, ...]]] = {
     "client": ("client.toml",),
@@ -38,11 +37,6 @@ NAMES: Final[dict[Role, tuple[str, ...]]] = {
 _OWN_PLACES: Final = {"control_socket", "state_dir"}
 """Keys of paths that no file of the configuration is at."""
 _PROBE: Final = ".cryprq-moves"
-
-
-class NewOwner(NamedTuple):
-    uid: int
-    gid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,57 +220,3 @@ def _free(target: Path) -> Path:
         number += 1
         kept = target.with_name(f"{target.name}.old{number}")
     return kept
-
-
-# --- the directory of root, as it is ---
-
-
-def give(target: Path, owner: NewOwner, before: frozenset[int]) -> None:
-    """Make `target` if it is missing, and let it and all in it belong to `owner`; up to now they may be root's or those
-    of the users `before`. Raises ConfigError for files of others, and CryprqError.
-
-    Root takes the directory first, so that nobody changes it meanwhile, and gives it away last.
-    """
-    try:
-        target.mkdir(mode=0o700, exist_ok=True)
-        handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise CryprqError(f"{target} cannot be used: {reason_of(error)}") from None
-    try:
-        _give(target, handle, owner, before | {ROOT, owner.uid})
-    except OSError as error:
-        raise CryprqError(
-            f"{target} could not be given to {user_name(owner.uid)}: {reason_of(error)}"
-        ) from None
-    finally:
-        os.close(handle)
-
-
-def _give(target: Path, handle: int, owner: NewOwner, known: frozenset[int]) -> None:
-    status = os.fstat(handle)
-    if status.st_uid not in known:
-        raise ConfigError(f"{target} belongs to the user {user_name(status.st_uid)}: move it away first")
-    os.fchown(handle, ROOT, ROOT)
-    os.fchmod(handle, 0o700)
-    try:
-        for directory, _, files, inside in os.fwalk(".", dir_fd=handle):
-            for name in files:
-                _check_known(target / directory / name, os.lstat(name, dir_fd=inside), known)
-    except BaseException:
-        os.fchown(handle, status.st_uid, status.st_gid)
-        raise
-    for _, _, files, inside in os.fwalk(".", topdown=False, dir_fd=handle):
-        for name in files:
-            os.chown(name, *owner, dir_fd=inside, follow_symlinks=False)
-        # The directory itself is the last one.
-        os.fchown(inside, *owner)
-    os.fsync(handle)
-
-
-def _check_known(path: Path, status: os.stat_result, known: frozenset[int]) -> None:
-    """A second name could be that of a file elsewhere."""
-    if status.st_uid not in known or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):
-        raise ConfigError(
-            f"{Path(os.path.normpath(path))} belongs to the user {user_name(status.st_uid)} or has a second name: "
-            "move it away first"
-        )

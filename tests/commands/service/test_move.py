@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cryprq_proxy.commands.service.move import Carry, NewOwner, carry, give, plan
+from cryprq_proxy.commands.service.move import Carry, carry, plan
+from cryprq_proxy.commands.service.ownership import NewOwner, give
 from cryprq_proxy.config.client import load_client
 from cryprq_proxy.config.exit import load_exit
 from cryprq_proxy.config.keys import save_identity
