@@ -49,13 +49,13 @@ class Systemd:
         self.enable(unit)
         self._do("restart", unit)
 
+    def start_once(self, unit: str) -> None:
+        """Start it now, if it does not run. Raises CryprqError."""
+        self._do("start", unit)
+
     def enable(self, unit: str) -> None:
         """Start it at each boot from now on. Raises CryprqError."""
         self._do("enable", unit)
-
-    def disable(self, unit: str) -> None:
-        """Start it no more. Raises CryprqError."""
-        self._do("disable", unit)
 
     def stop(self, unit: str) -> None:
         """End it, and start it no more. Raises CryprqError."""

@@ -52,12 +52,18 @@ def install(file: Path, nft: str) -> bool:
     return True
 
 
+def start() -> None:
+    """Let it count as running, once the filter's file is there: nftables.service takes along only a unit that runs when
+    it is started anew or reloaded. A filter that stands is left as it is. Raises CryprqError."""
+    Systemd().start_once(LOCKDOWN_UNIT)
+
+
 def remove() -> None:
-    """Disable and remove the unit, if it is there. Raises CryprqError."""
+    """End, disable and remove the unit, if it is there. Raises CryprqError."""
     manager, path = Systemd(), systemd.UNIT_DIRECTORY / LOCKDOWN_UNIT
     if not manager.runs() or not os.path.lexists(path):
         return
-    manager.disable(LOCKDOWN_UNIT)
+    manager.stop(LOCKDOWN_UNIT)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -157,6 +157,8 @@ def lock_down(config: ClientConfig, rules: RuleSet, say: Callable[[str], None]) 
     # First, as it does nothing without the file: so a boot finds both or none.
     manager = lockdown_unit.install(file, nft.program())
     stands = asyncio.run(turn_on(plan.settings, plan.exits, plan.policy))
+    if manager:
+        lockdown_unit.start()
     say(
         "lockdown is on: nothing gets out until --tun runs"
         if stands

@@ -52,7 +52,7 @@ def test_a_refusal_is_one_sentence(own: bool, monkeypatch: pytest.MonkeyPatch) -
     more = " --user" if own else ""
     for do, words in (
         (manager.enable, "enable"),
-        (manager.disable, "disable"),
+        (manager.start_once, "start"),
         (manager.stop, "disable --now"),
     ):
         with pytest.raises(CryprqError) as error:

@@ -60,6 +60,11 @@ def cleanup(links: Links, host: Namespace, *flags: str) -> str:
 def boot(links: Links, host: Namespace) -> None:
     """The kernel has forgotten all of its filter; then the unit runs."""
     host.nft("flush ruleset")
+    run_unit(links, host)
+
+
+def run_unit(links: Links, host: Namespace) -> None:
+    """What the start of the unit does."""
     text = unit(links.state_dir / "lockdown.nft", program())
     (line,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
     host.run(shlex.split(line.removeprefix("ExecStart=")))
@@ -105,6 +110,9 @@ def test_from_the_boot_through_every_end_to_the_word_that_lifts_it(hosts: ThreeH
         assert tables(client) == {FILTER, MARK}
         role = links.client(client, settings=QUIET)
         works(client)
+        standing = client.run(["nft", "list", "chain", "inet", FILTER, "output"])
+        run_unit(links, client)
+        assert client.run(["nft", "list", "chain", "inet", FILTER, "output"]) == standing, "the client's own"
         assert role.stop() == 0
         assert LOCKED in role.log and tables(client) == {FILTER, MARK}
         assert "198.18." not in client.run(["nft", "list", "table", "inet", FILTER]).replace(

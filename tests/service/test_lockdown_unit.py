@@ -13,7 +13,7 @@ from cryprq_proxy.base.leftovers import LOCKDOWN_UNIT
 from cryprq_proxy.base.systemd import Systemd
 from cryprq_proxy.config.tun import STATE
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.service.lockdown_unit import SAMPLE_FILE, SAMPLE_NFT, install, remove, unit
+from cryprq_proxy.service.lockdown_unit import SAMPLE_FILE, SAMPLE_NFT, install, remove, start, unit
 
 
 class Manager:
@@ -54,7 +54,7 @@ def test_a_path_that_would_end_its_word_is_refused(path: str) -> None:
         unit(Path(path), SAMPLE_NFT)
 
 
-def test_written_and_enabled_disabled_and_removed(manager: Manager) -> None:
+def test_written_and_enabled_ended_and_removed(manager: Manager) -> None:
     assert install(Path(SAMPLE_FILE), SAMPLE_NFT)
     assert manager.path.stat().st_mode & 0o777 == 0o644
     assert manager.calls == ["daemon-reload", f"enable {LOCKDOWN_UNIT}"]
@@ -62,7 +62,17 @@ def test_written_and_enabled_disabled_and_removed(manager: Manager) -> None:
     for _ in range(2):
         remove()
         assert not manager.path.exists()
-        assert manager.calls == [f"disable {LOCKDOWN_UNIT}", "daemon-reload"]
+        assert manager.calls == [f"disable --now {LOCKDOWN_UNIT}", "daemon-reload"]
+
+
+def test_started_it_is_taken_along_by_a_restart_of_the_packet_filter(manager: Manager) -> None:
+    """PartOf= and ReloadPropagatedFrom= reach a unit that runs, and no other (systemd.unit(5))."""
+    start()
+    assert manager.calls == [f"start {LOCKDOWN_UNIT}"]
+    words = package_data.read(LOCKDOWN_UNIT).splitlines()
+    assert {"PartOf=nftables.service", "ReloadPropagatedFrom=nftables.service", "RemainAfterExit=yes"} <= {
+        *words
+    }
 
 
 def test_without_a_manager_nothing_is_written(manager: Manager) -> None:
@@ -70,6 +80,7 @@ def test_without_a_manager_nothing_is_written(manager: Manager) -> None:
     assert not install(Path(SAMPLE_FILE), SAMPLE_NFT)
     assert not manager.path.exists() and manager.calls == []
     remove()
+    assert manager.calls == []
 
 
 def test_a_directory_that_is_read_only_is_one_sentence(

@@ -364,6 +364,7 @@ class Lockdown:
         self.refuses = False
         self.plan: tuple[TunnelSettings, Sequence[Destination], Policy] | None = None
         monkeypatch.setattr(lockdown_unit, "install", self.install)
+        monkeypatch.setattr(lockdown_unit, "start", lambda: self.calls.append("unit started"))
         monkeypatch.setattr(lockdown_unit, "remove", lambda: self.calls.append("unit removed"))
         monkeypatch.setattr(nft, "program", lambda: "/usr/sbin/nft")
         monkeypatch.setattr(lockdown_switch, "turn_on", self.turn_on)
@@ -397,9 +398,13 @@ def lock(text: str = "") -> list[str]:
     return said
 
 
-def test_lockdown_has_its_unit_before_its_filter(lockdown: Lockdown) -> None:
+def test_lockdown_has_its_unit_before_its_filter_and_starts_it_after(lockdown: Lockdown) -> None:
     said = lock('[tun]\nstate_dir = "/srv/cryprq"\n')
-    assert lockdown.calls == [f"unit for /srv/cryprq/{LOCKDOWN_FILE} with /usr/sbin/nft", "filter"]
+    assert lockdown.calls == [
+        f"unit for /srv/cryprq/{LOCKDOWN_FILE} with /usr/sbin/nft",
+        "filter",
+        "unit started",
+    ]
     assert said == ["lockdown is on: nothing gets out until --tun runs"]
     assert lockdown.plan is not None
     settings, exits, _ = lockdown.plan
@@ -414,6 +419,7 @@ def test_lockdown_says_what_a_running_client_and_a_missing_manager_mean(lockdown
         f"no systemd runs here, so nothing loads it at a boot: call nft -f {STATE / LOCKDOWN_FILE} "
         "before the network comes",
     ]
+    assert lockdown.calls[-1] == "filter"
 
 
 def test_a_lockdown_that_is_refused_says_nothing_else(lockdown: Lockdown) -> None:
