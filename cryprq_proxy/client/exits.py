@@ -309,7 +309,10 @@ class Exits(ClientObserver):
 
     def _switch(self, active: ExitEntry) -> None:
         before, self.active = self.active, active
-        _log.warning("new connections go through exit %s, no longer through %s", active.name, before.name)
+        if active.name == before.name:
+            _log.info("new connections go through exit %s as it is configured now", active.name)
+        else:
+            _log.warning("new connections go through exit %s, no longer through %s", active.name, before.name)
         if before.port is not None:
             before.port.deactivate()
         if active.port is not None:

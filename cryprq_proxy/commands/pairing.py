@@ -265,6 +265,12 @@ def join(
         click.echo(f"the old configuration is in {planned.keep}")
     if planned.replaces is not None:
         click.echo(f"the exit {planned.replaces.name} has its new identity; all else is as it was")
+    if planned.moved is not None:
+        dead = ", ".join(map(str, planned.moved.endpoints))
+        click.echo(
+            f"the exit {planned.moved.name} has a further address, which has just answered; if it is no longer at "
+            f"{dead}, take that out of the file"
+        )
     click.echo(
         f"the exit is in {planned.file}" if planned.changed else f"{planned.file} named the exit already"
     )

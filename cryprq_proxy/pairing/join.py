@@ -6,7 +6,7 @@
 
 The new file is planned before the secret is used up, so a file that cannot be extended does not waste the invite. An
 existing file is never overwritten: the exit is added to it, or takes the place of the one that had its address before,
-or an error says what to do. To show the secret again is
+or gets the address of the invite beside those that it had; or an error says what to do. To show the secret again is
 safe: whoever has used it up is on the list, and is let in for that.
 """
 
@@ -38,7 +38,7 @@ from ..crypto.identity import PeerId
 from ..errors import CarrierError, CloseReason, ConfigError, CryprqError, PeerError, reason_of
 from ..process.lifecycle import Stop
 from .invitation import Invitation
-from .replacing import replace_id, with_another_identity
+from .replacing import replace_id, with_address, with_another_identity
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Plan:
     """The path to keep the present file at, if it is replaced and not extended."""
     replaces: ExitChoice | None = None
     """The exit whose identity the text changes: another one answers at its address, which a person must know of."""
+    moved: ExitChoice | None = None
+    """The exit that gets the invite's address beside those that it has in the present file."""
 
     @property
     def proposes(self) -> bool:
@@ -104,22 +106,18 @@ def plan(
         old, private = read_text(source, WHAT)
     document = parse_toml(old, source)
     rule = _OWN_NETWORKS if direct_private and _OWN_NETWORKS not in old else ""
-    if _names(document, invitation.peer_id):
-        text = f"{_whole_lines(old)}{rule}" if rule else old
-        return Plan(source, old, text, only_harmless(client_from(text, source, private, {})), None)
     if not old and not rule:
         rule = _PROPOSAL
     present = client_from(old, source, private, {}) if document.keys() & {"peer", "exit"} else None
     url = parse_peer_url(invitation.url)
+    known = None if present is None else _known(present, url.peer_id)
+    if present is not None and known is not None:
+        return _of_known(Plan(source, old, old, present, None), known, invitation, name, private, rule)
     replaced = None if present is None else with_another_identity(present, url)
     if replaced is None:
         text = _extended(old, document, invitation, _free_name(present, url) if name is None else name)
     else:
-        if name not in (None, replaced.name):
-            raise ConfigError(
-                f"the exit at {url.endpoint} is called {replaced.name} in {source} and keeps that name: "
-                "leave out --name"
-            )
+        _keeps_name(replaced, name, url, source)
         text = replace_id(old, replaced.peer_id, invitation.peer_id)
     if rule:
         text = f"{_whole_lines(text)}{rule}"
@@ -140,11 +138,43 @@ def plan(
     return Plan(source, old, text, only_harmless(config), keep, replaced)
 
 
-def _names(value: object, peer: PeerId) -> bool:
-    """Whether that exit is in the configuration, under any key."""
-    if isinstance(value, dict | list):
-        return any(_names(inner, peer) for inner in (value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str) and str(peer) in value.lower()
+def _known(config: ClientConfig, peer: PeerId) -> ExitChoice | None:
+    return next((choice for choice in config.exits() if choice.peer_id == peer), None)
+
+
+def _of_known(
+    present: Plan, known: ExitChoice, invitation: Invitation, name: str | None, private: bool, rule: str
+) -> Plan:
+    """`present`, which changes nothing, with the invite's address for the exit `known`, and with `rule`."""
+    url = parse_peer_url(invitation.url)
+    _keeps_name(known, name, url, present.file)
+    texts = [present.before]
+    if moved := url.endpoint not in known.endpoints:
+        texts = list(with_address(present.before, url.peer_id, invitation.url))
+    why = ""
+    for text in texts:
+        if rule:
+            text = f"{_whole_lines(text)}{rule}"
+        try:
+            config = client_from(text, present.file, private, {})
+        except ConfigError as error:
+            why = why or f" ({error})"
+            continue
+        choice = _known(config, url.peer_id)
+        if choice is not None and url.endpoint in choice.endpoints:
+            return replace(present, text=text, config=only_harmless(config), moved=known if moved else None)
+    raise ConfigError(
+        f"{url.endpoint} cannot be added to the addresses of the exit {known.name} in {present.file}{why}: "
+        "change that file by hand, and join again"
+    )
+
+
+def _keeps_name(known: ExitChoice, name: str | None, url: PeerUrl, file: Path) -> None:
+    """Raises ConfigError if `name` is another one."""
+    if name not in (None, known.name):
+        raise ConfigError(
+            f"the exit at {url.endpoint} is called {known.name} in {file} and keeps that name: leave out --name"
+        )
 
 
 def _extended(old: str, document: dict[str, Any], invitation: Invitation, name: str | None) -> str:

@@ -1,14 +1,18 @@
-"""An exit that has come back with another identity: the same address in the configuration, and another peer id.
+"""An exit that has come back with another identity, or at another address.
 
     peer = "cryprq://OLD@exit.example:4433"  # at home      ->      peer = "cryprq://NEW@exit.example:4433"  # at home
+    peer = "cryprq://ID@192.0.2.1"  ->  peer = ["cryprq://ID@192.0.2.9:4433", "cryprq://ID@192.0.2.1"]
 
 Only ids inside of TOML's strings are replaced, so that comments, rules, the exit's name and its other keys stay as they
-are. All addresses of that exit get the new id: they lead to one machine.
+are. All addresses of that exit get the new id: they lead to one machine. A new address comes before those that it had,
+which may be good elsewhere.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from ..config.client import ClientConfig
@@ -42,3 +46,22 @@ def replace_id(text: str, old: PeerId, new: PeerId) -> str:
         return found[0] if found[0].startswith("#") else id.sub(str(new), found[0])
 
     return _STRING_OR_COMMENT.sub(renewed, text)
+
+
+def with_address(text: str, peer: PeerId, url: str) -> Iterator[str]:
+    """`text`, valid TOML, with `url` as a further address of `peer`: where it is the value of a key, and in lists, each
+    place a try of its own, as only a decoder knows whether it is the right one. First before, then behind what is
+    there: an exit without a name has that of its first host, which a rule may use."""
+    places, outside, end = [], "", 0
+    for found in _STRING_OR_COMMENT.finditer(text):
+        outside += text[end : found.start()]
+        end = found.end()
+        if found[0].startswith("#"):
+            continue
+        if str(peer) in found[0].lower() and (before := outside.rstrip()[-1:]) in ("=", "[", ","):
+            places.append((found, before == "="))
+        outside += "."
+    for ahead in (True, False):
+        for found, alone in places:
+            both = ", ".join((json.dumps(url), found[0]) if ahead else (found[0], json.dumps(url)))
+            yield f"{text[: found.start()]}{f'[{both}]' if alone else both}{text[found.end() :]}"

@@ -118,6 +118,22 @@ async def test_another_identity_or_address_is_another_link(world: FakeExits) -> 
     assert world.served() == [0, 0, 1]
 
 
+async def test_the_log_says_what_becomes_of_new_connections(
+    world: FakeExits, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link of the same name is no other exit to the person who reads it."""
+    caplog.set_level("INFO")
+    only = world.exits.plans[0]
+    world.exits.change([only], world.make)
+    assert not caplog.messages
+    moved = only._replace(settings=replace(only.settings, endpoints=only.settings.endpoints * 2))
+    world.exits.change([moved], world.make)
+    assert caplog.messages == ["new connections go through exit a as it is configured now"]
+    caplog.clear()
+    world.exits.change([moved._replace(name="c")], world.make)
+    assert caplog.messages == ["new connections go through exit c, no longer through a"]
+
+
 async def test_other_limits_and_priorities_keep_the_link(world: FakeExits) -> None:
     first, second = world.exits.plans
     limits = session_limits(streams=5)

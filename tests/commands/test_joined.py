@@ -63,6 +63,24 @@ def test_the_client_that_runs_takes_the_exit_over_at_once(invite: str, file: Pat
         running.log.wait("two: link up|exit two answers")
 
 
+def test_an_exit_that_has_moved_is_used_at_its_new_address(invite: str, file: Path) -> None:
+    """The client that runs knows its old address only, where nobody answers."""
+    text = file.read_text()
+    url, dead = invite.partition("#")[0], f"{invite.partition('@')[0]}@127.0.0.1:1"
+    file.write_text(f'{text.partition("peer")[0]}peer = "{dead}"\n')
+    with client(file) as running:
+        running.log.wait("link down|cannot be reached|not reached|no link")
+        done = call("join", invite, "--config", str(file))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert file.read_text() == f'{text.partition("peer")[0]}peer = ["{url}", "{dead}"]\n'
+        assert (
+            "\nthe exit 127.0.0.1 has a further address, which has just answered; if it is no longer at 127.0.0.1:1, "
+            f"take that out of the file\nthe exit is in {file}\n"
+        ) in done.stdout
+        assert "the client that runs uses it from now on: " in done.stdout
+        running.log.wait("link up")
+
+
 def test_a_client_that_cannot_take_it_over_says_why(invite: str, file: Path) -> None:
     with client(file) as running:
         file.write_text(file.read_text() + '[[rule]]\nto = "block"\nlists = ["none.txt"]\n')

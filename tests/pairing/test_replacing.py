@@ -13,7 +13,7 @@ from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.pairing.invitation import Invitation
 from cryprq_proxy.pairing.join import plan, write
-from cryprq_proxy.pairing.replacing import replace_id
+from cryprq_proxy.pairing.replacing import replace_id, with_address
 
 OLD, NEW, OTHER = (PeerId(bytes([number]) * 32) for number in range(3))
 INVITATION = Invitation(f"cryprq://{NEW}@192.0.2.7:4433", bytes(16))
@@ -108,6 +108,73 @@ def test_an_id_that_is_written_with_escapes_is_left_to_the_person(tmp_path: Path
         plan(INVITATION, file, None, False)
 
 
+def moved(tmp_path: Path, text: str, url: str = f"cryprq://{OLD}@192.0.2.99:4433") -> str:
+    """What becomes of `text` when the exit OLD has been joined at `url`, where it had other addresses before."""
+    file = tmp_path / "client.toml"
+    file.write_text(text)
+    before = load_client(file)
+    planned = plan(Invitation(url, bytes(16)), file, None, False)
+    assert planned.moved is not None and planned.replaces is None and planned.changed
+    assert planned.moved in before.exits()
+    write(planned)
+    after = load_client(file)
+    assert [choice.peer_id for choice in after.exits()] == [choice.peer_id for choice in before.exits()]
+    assert {choice.priority for choice in after.exits()} == {choice.priority for choice in before.exits()}
+    assert after.rules() == before.rules()
+    again = plan(Invitation(url, bytes(16)), file, None, False)
+    assert again.moved is None and not again.changed
+    return file.read_text()
+
+
+def test_an_exit_that_has_moved_has_its_new_address_first(tmp_path: Path) -> None:
+    old, new = f"cryprq://{OLD}@192.0.2.7", f"cryprq://{OLD}@192.0.2.99:4433"
+    assert moved(tmp_path, f"peer = '{old}' # [mine, {OLD}\n") == (
+        f"peer = [\"{new}\", '{old}'] # [mine, {OLD}\n"
+    )
+    first = str(OLD).upper()
+    assert moved(tmp_path, FILE) == FILE.replace(f'"cryprq://{first}@192', f'"{new}", "cryprq://{first}@192')
+    two = f'peer = ["cryprq://{OTHER}@192.0.2.8", "{old}"]\n'
+    assert moved(tmp_path, two) == two.replace(f'"{old}"', f'"{new}", "{old}"')
+    inline = f'exit = [{{ peer = "{old}", name = "home" }}]\n'
+    assert moved(tmp_path, inline) == inline.replace(f'"{old}"', f'["{new}", "{old}"]')
+
+
+def test_an_exit_that_a_rule_calls_by_its_host_keeps_that_name(tmp_path: Path) -> None:
+    rule = '\n[[rule]]\nto = "exit:192.0.2.7"\ndomains = ["a.example"]\n'
+    text = moved(tmp_path, f'peer = "cryprq://{OLD}@192.0.2.7"\n{rule}')
+    assert text == f'peer = ["cryprq://{OLD}@192.0.2.7", "cryprq://{OLD}@192.0.2.99:4433"]\n{rule}'
+
+
+def test_an_id_that_stands_elsewhere_too_is_left_there(tmp_path: Path) -> None:
+    rule = f'[[rule]]\nto = "direct"\nname = "{OLD}"\ndomains = ["a.example", "{OLD}.example"]\n'
+    text = moved(tmp_path, f'{rule}\n[[exit]]\npeer = "cryprq://{OLD}@192.0.2.7"\n')
+    assert text.startswith(rule) and "192.0.2.99" in text
+
+
+def test_it_takes_another_carrier_too(tmp_path: Path) -> None:
+    assert "wss" in moved(
+        tmp_path, f'peer = "cryprq://{OLD}@192.0.2.7"\n', f"cryprq+wss://{OLD}@home.example"
+    )
+
+
+def test_an_address_for_which_there_is_no_room_is_left_to_the_person(tmp_path: Path) -> None:
+    file = tmp_path / "client.toml"
+    addresses = ", ".join(f'"cryprq://{OLD}@192.0.2.{number}"' for number in range(1, 9))
+    file.write_text(f"peer = [{addresses}]\n")
+    reason = r"192\.0\.2\.99:4433 cannot be added .* at most 8 are allowed\): change that file by hand"
+    with pytest.raises(ConfigError, match=reason):
+        plan(Invitation(f"cryprq://{OLD}@192.0.2.99:4433", bytes(16)), file, None, False)
+
+
+def test_an_exit_that_is_there_keeps_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "client.toml"
+    file.write_text(FILE)
+    for url in (f"cryprq://{OLD}@192.0.2.7:4433", f"cryprq://{OLD}@192.0.2.99:4433"):
+        with pytest.raises(ConfigError, match=r"is called home in .* and keeps that name: leave out --name"):
+            plan(Invitation(url, bytes(16)), file, "work", False)
+
+
 @given(st.text(alphabet="a#\"'\\\n= "))
 def test_any_text_can_be_looked_through(text: str) -> None:
     assert replace_id(text, OLD, NEW) == text
+    assert list(with_address(text, OLD, "")) == []
