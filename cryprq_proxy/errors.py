@@ -107,6 +107,11 @@ class PeerError(CryprqError):
         self.reason = reason
 
 
+def to_be_let_in(peer_id: object) -> str:
+    """What whoever runs the exit can do about NOT_AUTHORIZED; it takes a revocation back as well."""
+    return f"at the exit, run: cryprq-proxy peers add {peer_id} NAME"
+
+
 class NotAdmitted(PeerError):
     """The exit's verdict is a refusal, or none at all: there is no session, and the carrier ends without a CLOSE."""
 

@@ -35,7 +35,7 @@ from ..carriers.dial.endpoint import Endpoint
 from ..carriers.dial.tcp import Resolve
 from ..crypto.identity import Identity
 from ..crypto.primitives import Provider
-from ..errors import CarrierError, CarrierFault, CloseReason, PeerError, StreamReason
+from ..errors import CarrierError, CarrierFault, CloseReason, PeerError, StreamReason, to_be_let_in
 from ..session.retention import SlotPool
 from ..session.streams import Stream
 from ..status import CarrierStatus
@@ -399,5 +399,5 @@ class ClientLink:
         self.last_error = text
         advice = ""
         if error.reason is CloseReason.NOT_AUTHORIZED:
-            advice = f" - add this peer id to the exit's list: {self._identity.peer_id}"
+            advice = f" - {to_be_let_in(self._identity.peer_id)}"
         _log.warning("no link to %s: %s%s", self.endpoint, text, advice)

@@ -20,18 +20,15 @@ from ..carriers.dial.tcp import by_system, connect_tcp
 from ..config.client import ClientConfig
 from ..config.exits import ExitChoice
 from ..crypto.client_handshake import ClientHandshake
+from ..crypto.identity import PeerId
 from ..crypto.payloads import Feature
-from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError
+from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError, to_be_let_in
 from ..session.wire import ACCEPT, encode_close
 from ..status import ClientStatus
 from .checks import CheckState, CheckVerdict, Context, fail, ok, skip, warn
 
 SECONDS: Final = 10.0
 """Seconds for each connection and each handshake."""
-
-_ADD_PEER: Final = (
-    "at the exit, add this line to its file `authorized` (it is read again by itself): {peer} NAME"
-)
 
 
 def dialling(config: ClientConfig, exit: ExitChoice) -> Dialling:
@@ -205,17 +202,17 @@ async def _shake(
             "compare the URL with a new invite, and psk_file on both sides; after many attempts, wait a minute",
         )
     except PeerError as error:
-        return _refused(error, endpoint, str(identity.peer_id))
+        return _refused(error, endpoint, identity.peer_id)
     finally:
         pipe.close()
     return ok(f"{endpoint} is {exit.name}: it proved its identity, and lets this client in")
 
 
-def _refused(error: PeerError, endpoint: Endpoint, me: str) -> CheckVerdict:
+def _refused(error: PeerError, endpoint: Endpoint, me: PeerId) -> CheckVerdict:
     if error.reason is CloseReason.NOT_AUTHORIZED:
         return fail(
             f"the exit at {endpoint} is the right one, but does not let this client in (peer id {me})",
-            f"use an invite ({to_run('join URI')}), or {_ADD_PEER.format(peer=me)}",
+            f"use an invite ({to_run('join URI')}), or {to_be_let_in(me)}",
         )
     if error.reason is CloseReason.LIMIT:
         return fail(

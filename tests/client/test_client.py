@@ -214,7 +214,7 @@ async def test_a_client_that_is_not_listed_learns_what_to_do(
     stranger = Identity.generate(FAST)
     spawn(client(here.endpoint("tcp"), identity=stranger).run(), "link")
     await until(lambda: pauses.seconds)
-    assert f"add this peer id to the exit's list: {stranger.peer_id}" in caplog.text
+    assert f"not authorized - at the exit, run: cryprq-proxy peers add {stranger.peer_id} NAME" in caplog.text
 
 
 async def test_a_link_that_breaks_at_once_is_no_success(

@@ -200,7 +200,7 @@ async def test_what_a_refusal_leaves(
     assert busy.events == [("reset", StreamReason.SESSION_LOST)]
     assert not bare.events and not here.exit.sessions.streams_total
     await until(lambda: caplog.text)
-    assert ("shutting down" if stopping else "add this peer id to the exit's list") in caplog.text
+    assert ("shutting down" if stopping else "at the exit, run: cryprq-proxy peers add") in caplog.text
     here.exit._stopping = False
     here.exit.authorize({CLIENT_IDENTITY.peer_id: ""})
     await until(lambda: ("opened",) in bare.events)

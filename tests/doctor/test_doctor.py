@@ -22,6 +22,7 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base import leftovers as marks
 from cryprq_proxy.carriers.dial.endpoint import parse_endpoint
 from cryprq_proxy.cli import run_command
+from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.doctor import link, reach, report
 from cryprq_proxy.doctor import order as lists
 from cryprq_proxy.doctor.checks import (
@@ -473,9 +474,13 @@ async def test_an_exit_that_is_not_well_is_named(pair: Setup) -> None:
 )
 def test_refusals(reason: CloseReason, words: str) -> None:
     endpoint = parse_endpoint("tcp", "exit.example:4433")
-    verdict = reach._refused(PeerError(reason, "the exit closed the link"), endpoint, "me")
+    verdict = reach._refused(PeerError(reason, "the exit closed the link"), endpoint, PeerId(bytes(32)))
     assert verdict.state is CheckState.FAIL
     assert words in verdict.text and verdict.remedy
+    if reason is CloseReason.NOT_AUTHORIZED:
+        assert verdict.remedy.endswith(
+            f"or at the exit, run: cryprq-proxy peers add {PeerId(bytes(32))} NAME"
+        )
 
 
 # --- configuration, identity, clock ---

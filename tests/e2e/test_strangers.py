@@ -146,7 +146,7 @@ def test_unlisted_peer(world: World, echo_target: TcpTarget) -> None:
     exit = world.exit({"authorized": str(authorized)}, clients=())
     client = world.client(exit, wait=False)
     peer_id = world.identity("client")[1]
-    client.says(f"not authorized.*add this peer id to the exit's list: {peer_id}")
+    client.says(f"not authorized - at the exit, run: cryprq-proxy peers add {peer_id} NAME")
     exit.says(f"refused {peer_id} from 127.0.0.1")
     assert not exit.sessions
     authorized.write_text(f"{peer_id} a remark\n")

@@ -79,7 +79,7 @@ def test_identities_on_first_use_and_default_places(own_directories: Path) -> No
         url = exit.log.wait(r"clients say --peer (cryprq://\S+)")[1]
         assert made[2] in url
         with Program("--listen", "127.0.0.1:0", "--peer", url, "--log-format", "json") as client:
-            advice = json.loads(client.log.wait(".*add this peer id.*")[0])
+            advice = json.loads(client.log.wait(".*peers add.*")[0])
             assert advice["level"] == "warning"
             assert made[2] in advice["message"]
             answers = call("status", "--json")
@@ -119,7 +119,7 @@ def test_reload_lets_a_new_peer_in_and_a_removed_one_go(pair: Setup) -> None:
     guest = new_identity(pair.directory / "guest.key")
     with pair.exit() as exit, pair.client() as client, pair.client("guest") as late:
         client.log.wait("link up")
-        late.log.wait(f"add this peer id to the exit's list: {guest}")
+        late.log.wait(f"at the exit, run: cryprq-proxy peers add {guest} NAME")
         (pair.directory / "authorized").write_text("nonsense\n")
         exit.send(signal.SIGHUP)
         exit.log.wait("everything stays as it was: .*authorized: line 1: ")
