@@ -30,7 +30,7 @@ from ..base.text import counted
 from ..config.exit import ExitConfig, ExitLimitsTable
 from ..config.keys import choose_provider, own_identity
 from ..crypto.identity import PeerId
-from ..errors import CryprqError, reason_of
+from ..errors import ConfigError, CryprqError, reason_of
 from ..exit.egress_policy import EgressPolicy
 from ..exit.exit import Exit
 from ..exit.flight_memory import kept_flights
@@ -236,8 +236,11 @@ class RunningExit:
         if config.limits != self._limits:
             said += ", other limits"
             self._take_limits(config.limits)
+        if isinstance(certificate, ConfigError):
+            _log.error("the certificate stays the one it was: %s", certificate)
+            said += f", the old certificate, as {certificate}"
         # An entrance that is to go at the next start serves as it does until then.
-        if config.websocket.listen is not None and self._exit.listener.take_certificate(certificate):
+        elif config.websocket.listen is not None and self._exit.listener.take_certificate(certificate):
             said += ", without TLS" if certificate is None else ", another certificate"
         return said + needs_restart(self._config_with_list(config), config, _TAKEN)
 

@@ -12,6 +12,7 @@ from ..base.program import to_run
 from ..config.authorized import KeptRevocations, revoked_beside
 from ..config.exit import ExitConfig, WebSocketTable
 from ..crypto.identity import PeerId
+from ..errors import ConfigError
 from ..exit.web_certificate import WebCertificate, read_certificate
 from ..process.file_watch import FileWatch
 
@@ -22,11 +23,12 @@ MAX_PEERS_NAMED: Final = 5
 
 
 class LoadedExit(NamedTuple):
-    """What was read again. `names` are those of the peers, `certificate` is that of the second entrance."""
+    """What was read again. `names` are those of the peers, `certificate` is that of the second entrance, or why it
+    cannot be used."""
 
     config: ExitConfig
     names: dict[PeerId, str]
-    certificate: WebCertificate | None
+    certificate: WebCertificate | ConfigError | None
 
 
 class ExitFiles:
@@ -44,10 +46,7 @@ class ExitFiles:
     def again(self) -> LoadedExit:
         """Blocks. Raises ConfigError."""
         config = self._read()
-        web, names = config.websocket, self.peers(config)
-        return LoadedExit(
-            config, names, None if web.listen is None else read_certificate(web.certificate, web.key)
-        )
+        return LoadedExit(config, self.peers(config), _certificate(config.websocket))
 
     def peers(self, config: ExitConfig) -> dict[PeerId, str]:
         """Those that `config` lets in, of the file that it names, each with its name. Says which of the listed peers
@@ -78,6 +77,14 @@ class ExitFiles:
         if web.listen is not None:
             files = (web.certificate, web.key)
             self._watch.before_reading(*(file for file in files if file is not None))
+
+
+def _certificate(web: WebSocketTable) -> WebCertificate | ConfigError | None:
+    """What is wrong with it holds up nothing else: another program renews it, and a revoked peer is out at once."""
+    try:
+        return None if web.listen is None else read_certificate(web.certificate, web.key)
+    except ConfigError as error:
+        return error
 
 
 def _first_of(named: list[str]) -> str:

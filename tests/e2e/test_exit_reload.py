@@ -42,10 +42,10 @@ def test_other_limits_are_for_what_comes(world: World, echo_target: TcpTarget) -
 
 
 def failed(exit: Exit) -> str:
-    """What the log says about a SIGHUP that changes nothing."""
+    """What the log says about a SIGHUP that changes no certificate."""
     mark = exit.written
     exit.process.send_signal(signal.SIGHUP)
-    return exit.says("everything stays as it was: .*", since=mark).group()
+    return exit.says("the certificate stays the one it was: .*", since=mark).group()
 
 
 def test_a_renewed_certificate_is_shown_to_who_comes(world: World, echo_target: TcpTarget) -> None:
