@@ -44,7 +44,7 @@ def check(context: click.Context, browser: bool, config: Path | None) -> None:
         opened = ask(control_sockets(config), PAGE)[0]["open"]
         click.echo(f"http://{OWN_NAME}/ can be opened in a browser for {opened} s")
     proxy = Proxy.find(None, None, config)
-    checked = asked(proxy.address, "")
+    checked = without_link(config) or asked(proxy.address, "")
     if checked is None:
         checked = asked(proxy.address, proxy.login())
     if checked is None:
@@ -55,6 +55,29 @@ def check(context: click.Context, browser: bool, config: Path | None) -> None:
         click.echo(one_line(f"  {name:{width}}{value}"))
     if not checked.good:
         context.exit(1)
+
+
+def without_link(config: Path | None) -> Checked | None:
+    """What the running client knows where an attempt at a link has failed: the page itself would be waited for in vain.
+    None: ask the page."""
+    from ..errors import CryprqError
+    from ..fronts.own_page import Checked, lines
+    from ..process.control import query_status
+    from ..service.facts import facts_of
+    from ..status import ClientStatus
+    from .running import find
+
+    about = find("client", config)
+    if about.socket is None:
+        return None
+    try:
+        status = query_status(about.socket)
+    except CryprqError:
+        return None
+    if not isinstance(status, ClientStatus) or status.link == "up" or not status.last_error:
+        return None
+    paused = 0 if status.tun is None else status.tun.kill_switch.paused
+    return Checked(good=False, lines=lines(facts_of(status, "there is no link", paused), named=True))
 
 
 def asked(proxy: Destination, login: str) -> Checked | None:

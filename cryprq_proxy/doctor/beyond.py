@@ -8,6 +8,7 @@ where the person has named one. A running client is asked for both; otherwise th
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -19,8 +20,9 @@ from ..base.text import duration, milliseconds
 from ..client.ask_exit import ASK_SECONDS, ask_exit
 from ..client.try_target import TRY, TRY_SECONDS, try_target
 from ..errors import CryprqError, StreamReason, words_of
-from ..process.control import query
-from ..status import AskedExit, ExitReport, TriedTarget
+from ..process.control import query, query_status
+from ..service.system_names import try_names
+from ..status import AskedExit, ClientStatus, DnsStatus, ExitReport, TriedTarget
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 CLOCK_SECONDS: Final = 30.0
@@ -149,6 +151,33 @@ def judge_names(report: ExitReport, who: str, where: str, more: str = "") -> Che
         f"{where}try `getent hosts example.com`; restart its resolver (systemctl restart systemd-resolved, unbound, "
         f"dnsmasq), or name another server in /etc/resolv.conf{more}",
     )
+
+
+async def system_names(context: Context) -> CheckVerdict:
+    """Where a client runs with --tun: does a program of this machine find a name?"""
+    client = context.running_client
+    if client is None or client.tun is None:
+        return skip(
+            "no client runs with --tun here: applications leave names to the proxy, as the exit finds them"
+        )
+    tried = await try_names(partial(_dns, context))
+    if not tried.problem:
+        return ok("this machine finds names through the tunnel")
+    if tried.all_fail:
+        return fail(
+            f"--tun runs, and no program of this machine finds a name: {tried.problem}",
+            "at the exit: look whether the DNS servers in /etc/resolv.conf answer; or name others here, in "
+            'tun.dns.upstreams, as "tls://9.9.9.9"',
+        )
+    return warn(
+        tried.problem,
+        f"try `getent hosts NAME` with another name; the rules are told by: {to_run('explain NAME')}",
+    )
+
+
+async def _dns(context: Context) -> DnsStatus | None:
+    status = await asyncio.to_thread(query_status, context.client_config.control_socket)
+    return status.tun.dns if isinstance(status, ClientStatus) and status.tun is not None else None
 
 
 # --- a target ---

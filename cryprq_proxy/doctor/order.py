@@ -29,6 +29,7 @@ CLIENT: Final = (
     Check("exit's clock", beyond.clocks, ("exit",)),
     Check("exit's routes", beyond.routes, ("exit",)),
     Check("exit's names", beyond.names, ("exit",)),
+    Check("system's names", beyond.system_names, ("link",)),
     Check("target", beyond.target, ("link",)),
     Check("UDP", link.lane, ("link",)),
     Check("MTU", link.mtu, ("link",)),

@@ -49,7 +49,8 @@ _PREFETCH: Final = frozenset((b"purpose", b"sec-purpose", b"x-moz"))
 
 class Facts(Struct, frozen=True, kw_only=True):
     """What the page tells. `exit`: its name; `address`: where this client reaches it; `problem`: why there is no link.
-    `report`: what the exit tells about itself, None with the reason in `unasked`. `paused`: seconds left of a pause."""
+    `report`: what the exit tells about itself, None with the reason in `unasked`. `paused`: seconds left of a pause.
+    `names_problem`: why no program of this machine finds a name in system-wide mode, empty if they do."""
 
     exit: str = ""
     address: str = ""
@@ -58,12 +59,13 @@ class Facts(Struct, frozen=True, kw_only=True):
     report: ExitReport | None = None
     unasked: str = ""
     paused: int = 0
+    names_problem: str = ""
 
     @property
     def good(self) -> bool:
         """Whether pages load, as far as client and exit know."""
         report = self.report
-        if not self.up or report is None:
+        if not self.up or report is None or self.names_problem:
             return False
         return not report.resolver.problem and (report.ipv4.route or report.ipv6.route)
 
@@ -95,12 +97,16 @@ def lines(facts: Facts, *, named: bool) -> list[tuple[str, str]]:
     if not facts.up:
         exit += f"; there is no link: {facts.problem or 'it is not up yet'}"
     names = "are resolved at the exit" if named else "are resolved here, by the forwarder of --tun"
+    if not facts.up:
+        names = "unknown: there is no link"
     if report is None:
         seen = ipv6 = f"unknown: {facts.unasked}" if facts.unasked else "unknown"
     else:
         seen, ipv6 = _seen(report), "yes" if report.ipv6.route else "no: the exit has no route for it"
         if report.resolver.problem:
             names += f", but the exit's resolver fails: {report.resolver.problem}"
+        if facts.names_problem:
+            names += f"; of the programs that --tun routes none finds a name: {facts.names_problem}"
     told = [
         ("Exit", exit),
         ("The world sees", seen),

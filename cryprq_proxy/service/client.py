@@ -49,13 +49,14 @@ from ..process.watchdog import Watchdog
 from ..rules.engine import RuleSet
 from ..rules.pac.script import pac
 from ..session.retention import SlotPool
-from ..status import AskedExit, ClientStatus, OpenConnection, RulesStatus, Traffic
+from ..status import AskedExit, ClientStatus, DnsStatus, OpenConnection, RulesStatus, Traffic
 from ..web.guard import new_token
 from .client_parts import ClientParts, Loaded, MakeTun, listener_limits, load, no_tun
 from .explanation import EXPLAIN, RulesInForce
 from .facts import OwnFacts
 from .forwards import Forwards
 from .startup import ProcessStatus, explained, needs_restart, read_again, until_one_ends
+from .system_names import try_names
 from .tun_mode import NO_TUN, Confirmation, TunMode
 
 _log = logging.getLogger(__name__)
@@ -200,6 +201,16 @@ class RunningClient(Actions):
         """Whole seconds."""
         return math.ceil(max(self._pause_until - time.monotonic(), 0))
 
+    async def _names_problem(self) -> str:
+        if not self._config.tun.enabled:
+            return ""
+        tried = await try_names(self._dns)
+        return tried.problem if tried.all_fail else ""
+
+    async def _dns(self) -> DnsStatus | None:
+        tun = await self._tun.status()
+        return None if tun is None else tun.dns
+
     def traffic(self) -> Traffic:
         links, packets = self._exits.traffic(), self._tun.traffic()
         return Traffic(sent=links.sent + packets.sent, received=links.received + packets.received)
@@ -222,7 +233,8 @@ class RunningClient(Actions):
 
     async def listen(self, stack: AsyncExitStack, settings: ListenerSettings) -> None:
         """Take connections of applications until the stack ends. Raises CryprqError."""
-        listener = MixedListener(self._dispatcher, settings, OwnFacts(self._exits, self._pause_left))
+        facts = OwnFacts(self._exits, self._pause_left, self._names_problem)
+        listener = MixedListener(self._dispatcher, settings, facts)
         self._listener = listener
         self.work = listener.work
         with explained([settings.listen]):

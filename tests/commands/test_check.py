@@ -11,11 +11,16 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
+from msgspec import structs
 
+from cryprq_proxy.address import Destination
 from cryprq_proxy.commands.check import check
+from cryprq_proxy.commands.connect.running_proxy import Proxy as Place
+from cryprq_proxy.commands.running import Found
 from cryprq_proxy.crypto.identity import PeerId
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.fronts.own_page import Checked
+from cryprq_proxy.status import ClientStatus, ExitAddress, KnownExit
 from tests.support.background import PATIENCE
 
 PEER = PeerId(bytes(range(32)))
@@ -114,6 +119,30 @@ def test_what_is_said_where_it_cannot_be_asked(tmp_path: Path, proxied: Start) -
         nobody
         == f"no proxy answers at 127.0.0.1:{port} (connection refused): start the client with: cryprq-proxy"
     )
+
+
+def test_a_link_that_has_failed_is_not_waited_for(
+    tmp_path: Path, proxied: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is said of names. One that was not tried yet is waited for, as after a start."""
+    status = ClientStatus(
+        link="connecting",
+        last_error="connection refused",
+        exit=ExitAddress(address="203.0.113.7:4433"),
+        exits=(KnownExit(name="home", active=True),),
+    )
+    proxy, given = proxied(page(True))
+    found = Found("client", tmp_path / "client.toml", tmp_path / "c.sock")
+    monkeypatch.setattr("cryprq_proxy.commands.running.find", lambda role, config: found)
+    monkeypatch.setattr("cryprq_proxy.process.control.query_status", lambda socket: status)
+    place = Place(Destination("127.0.0.1", proxy.port), None, None)
+    monkeypatch.setattr(Place, "find", lambda *_: place)
+    done = CliRunner().invoke(check, given)
+    assert done.exit_code == 1 and not proxy.asked
+    assert "203.0.113.7:4433" in done.output and "there is no link: connection refused" in done.output
+    assert "Names           unknown: there is no link\n" in done.output
+    status = structs.replace(status, last_error=None)
+    assert CliRunner().invoke(check, given).exit_code == 0 and len(proxy.asked) == 1
 
 
 def test_a_browser_is_let_in_first(proxied: Start, monkeypatch: pytest.MonkeyPatch) -> None:

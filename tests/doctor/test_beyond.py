@@ -12,7 +12,16 @@ from cryprq_proxy.config.client import load_client
 from cryprq_proxy.doctor import beyond
 from cryprq_proxy.doctor.checks import CheckState, Context
 from cryprq_proxy.errors import CryprqError, StreamReason, words_of
-from cryprq_proxy.status import AskedExit, ExitReport, OutwardReport, ResolverReport, TriedTarget
+from cryprq_proxy.service.system_names import TriedNames
+from cryprq_proxy.status import (
+    AskedExit,
+    ClientStatus,
+    ExitReport,
+    OutwardReport,
+    ResolverReport,
+    TriedTarget,
+    TunStatus,
+)
 
 BOTH = OutwardReport(addressed=True, route=True)
 STRANDED = OutwardReport(addressed=True)
@@ -25,6 +34,38 @@ def context(off: float = 0.0, target: str = "", **report: Any) -> Context:
         asked=AskedExit(exit="home", seconds=0.05, clock_off=off, report=told),
         target=Destination(target, 443) if target else None,
     )
+
+
+# --- the names of this machine ---
+
+
+@pytest.mark.parametrize(
+    ("tried", "state", "text"),
+    [
+        (TriedNames(), CheckState.OK, "this machine finds names through the tunnel"),
+        (TriedNames("no such name"), CheckState.WARN, "no such name"),
+        (
+            TriedNames("exit: connection refused", True),
+            CheckState.FAIL,
+            "--tun runs, and no program of this machine finds a name: exit: connection refused",
+        ),
+    ],
+)
+async def test_names_where_tun_runs(
+    tried: TriedNames, state: CheckState, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the exit says of its own resolver."""
+
+    async def try_names(dns: object) -> TriedNames:
+        return tried
+
+    monkeypatch.setattr(beyond, "try_names", try_names)
+    asked = context()
+    assert (await beyond.system_names(asked)).state is CheckState.SKIP
+    asked.running = ClientStatus(link="up", tun=TunStatus())
+    verdict = await beyond.system_names(asked)
+    assert (verdict.state, verdict.text) == (state, text)
+    assert bool(verdict.remedy) == (state is not CheckState.OK)
 
 
 # --- clocks ---

@@ -107,9 +107,18 @@ def test_nobody_may_frame_it_or_read_it_from_elsewhere(accept: bytes, kind: byte
 
 def test_what_is_not_known_is_not_said() -> None:
     text = written(Facts(exit="<b>", address="x", problem="bad\x1b[31m", unasked="there is no link"))
-    assert "there is no link: bad?[31m" in text and text.count("unknown: there is no link") == 2
+    assert "there is no link: bad?[31m" in text and text.count("unknown: there is no link") == 3
+    assert "Names: unknown: there is no link\n" in text
     html = written(Facts(exit="<b>"), b"text/html")
     assert "&lt;b&gt;" in html and "<b>" not in html
+
+
+def test_names_that_fail_on_this_machine_are_no_good_though_the_exit_finds_them() -> None:
+    assert FACTS.good
+    facts = structs.replace(FACTS, names_problem="exit: connection refused")
+    assert not facts.good
+    said = "; of the programs that --tun routes none finds a name: exit: connection refused\n"
+    assert f"Names: are resolved at the exit{said}" in written(facts)
 
 
 NAT = OutwardReport(route=True)

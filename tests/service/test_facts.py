@@ -86,6 +86,17 @@ async def test_what_another_exit_has_told_is_not_said_of_this_one(exits: FakeExi
     assert told.report is None and "has just changed, from home" in told.unasked
 
 
+async def test_why_names_fail_on_this_machine(exits: FakeExits) -> None:
+    exits.answers.set()
+
+    async def problem() -> str:
+        return "exit: connection refused"
+
+    facts = OwnFacts(cast(Exits, exits), names=problem)
+    assert (await facts()).names_problem == "exit: connection refused"
+    assert (await told_by(exits)()).names_problem == ""
+
+
 async def test_a_pause_is_told_as_it_is_at_each_time(exits: FakeExits) -> None:
     left = [30, 0]
     exits.answers.set()

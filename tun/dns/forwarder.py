@@ -41,6 +41,8 @@ UNREACHABLE_SECONDS: Final = 1.0
 """The same when no server answered: what RFC 9520 section 3.2 asks for at least."""
 STALE_RECHECK_SECONDS: Final = 10.0
 """How long stale answers are given at once after upstreams failed (RFC 8767 section 5 calls it the recheck timer)."""
+UNANSWERED_SAID: Final = 5
+"""Questions in a row without an answer until the log says so: less may be one domain whose servers are silent."""
 
 
 _LOOPBACK: Final = IPv4Address("127.0.0.1")
@@ -79,6 +81,9 @@ class Forwarder:
         self._asking: dict[Key, asyncio.Task[Answer | None]] = {}
         self._waiting = 0
         self._closed = False
+        self._unanswered = 0
+        """Questions since the last answer."""
+        self._said_failing = False
         self.counters = DnsCounters()
 
     def block(self, names: ListedNames) -> None:
@@ -161,9 +166,11 @@ class Forwarder:
             answer = await group.ask(Inquiry(key), ipv6=ipv6)
         except UpstreamError as failure:
             _log.debug("a question failed: %s", failure)
+            self._note(group, failure)
             failed_for = UNREACHABLE_SECONDS
         else:
             if answer.rcode in (codes.NOERROR, codes.NXDOMAIN, codes.YXDOMAIN):
+                self._note(group, None)
                 if ipv6 is self._ipv6:
                     self._cache.put(key, answer, self._clock())
                 return answer
@@ -175,6 +182,21 @@ class Forwarder:
             failed_for = STALE_RECHECK_SECONDS
         self._cache.fail(key, now, failed_for, said)
         return None
+
+    def _note(self, group: Group, failure: UpstreamError | None) -> None:
+        """Log once that names fail, and once that they are found again. While the link is down that is said of it."""
+        if group is not self._upstream or not group.link_up:
+            return
+        if failure is None:
+            if self._said_failing:
+                _log.info("names are found again")
+            self._unanswered, self._said_failing = 0, False
+            return
+        self._unanswered += 1
+        if not self._said_failing and (failure.unreachable or self._unanswered >= UNANSWERED_SAID):
+            self._said_failing = True
+            servers = ", ".join(member.status.name for member in group.members)
+            _log.warning("no name is found, as what tun.dns.upstreams names (%s) fails: %s", servers, failure)
 
     def _without_upstream(self, query: Query, limit: int, hit: Hit | None) -> bytes:
         """A stale answer, else the error that a server reported, else SERVFAIL."""

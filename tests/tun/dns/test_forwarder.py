@@ -28,7 +28,7 @@ from tests.support.dns_fakes import (
 from tests.support.settings import dns_settings
 from tun.dns.blocklist import load
 from tun.dns.codes import FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, SERVFAIL
-from tun.dns.forwarder import Forwarder
+from tun.dns.forwarder import UNANSWERED_SAID, Forwarder
 from tun.dns.setup import build, check
 
 
@@ -265,6 +265,48 @@ def test_a_late_answer_after_a_stale_one_is_kept() -> None:
         await net.exit.streams[-1].write(len(answer).to_bytes(2) + answer)
         await asyncio.sleep(0.1)
         assert (await net.ask()).answer[0].ttl == 300
+
+    run(main())
+
+
+def test_the_log_says_once_that_names_fail_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        net = Net()
+        net.exit.down = StreamReason.CONNECTION_REFUSED
+        for number in range(3):
+            assert (await net.ask(f"{number}.example.")).rcode() == SERVFAIL
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith(
+            "no name is found, as what tun.dns.upstreams names (exit) fails: "
+        )
+        assert caplog.messages[0].endswith("connection refused")
+        caplog.clear()
+        net.exit.down = None
+        await net.ask("found.example.")
+        assert caplog.messages == ["names are found again"]
+        caplog.clear()
+        net.exit.streams[-1].abort()
+        net.exit.down = StreamReason.LINK_DOWN
+        net.forwarder.link_lost()
+        await net.ask("lost.example.")
+        assert not caplog.messages, "that is said of the link"
+
+    run(main())
+
+
+def test_one_silent_domain_is_not_all_names(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        net = Net(lambda q: None if "dead" in str(q.question[0]) else address(q))
+        for number in range(UNANSWERED_SAID - 1):
+            await net.ask(f"{number}.dead.")
+        await net.ask("alive.example.")
+        await net.ask("again.dead.")
+        assert not caplog.messages
+        for number in range(UNANSWERED_SAID):
+            await net.ask(f"{number}.as-dead.")
+        assert [message[:16] for message in caplog.messages] == ["no name is found"]
 
     run(main())
 
