@@ -94,6 +94,16 @@ def refuse_callers_exit(config: Path | None) -> None:
         )
 
 
+def client_alone(directory: Path) -> Path | None:
+    """The client's configuration in `directory`, if nothing of an exit is there."""
+    from ..base.file_access import exists
+
+    files = [directory / name for name in ("exit.toml", "authorized", "revoked", "invites")]
+    client = directory / "client.toml"
+    found = exists(client, "the configuration") and not any(exists(file, "the exit's file") for file in files)
+    return client if found else None
+
+
 def ask(
     sockets: list[Path], command: str = "status", argument: str = "", timeout: float = ANSWER_SECONDS
 ) -> list[dict[str, Any]]:

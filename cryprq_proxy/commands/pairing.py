@@ -14,7 +14,7 @@ from ..address import OWN_NAME
 from ..base.log import one_line
 from ..errors import ConfigError
 from . import completion
-from .common import FILE, act_for, config_option, refuse_callers_exit
+from .common import FILE, act_for, client_alone, config_option, refuse_callers_exit
 
 if TYPE_CHECKING:
     from ..config.authorized import PeersFile
@@ -75,6 +75,8 @@ def invite(
         store.cancel(cancel, time.time())
         click.echo(f"the invite for {one_line(cancel)} is withdrawn")
         return
+    if config is None and here.socket is None:
+        _refuse_client(here.authorized.parent)
     from ..pairing.invitation import make_invite, parse_expiry
     from .listed_peers import when
 
@@ -121,6 +123,7 @@ def list_(outer: Path | None, /, as_json: bool, config: Path | None) -> None:
 @click.pass_obj
 def add(outer: Path | None, /, peer_id: str, name: str, config: Path | None) -> None:
     """Let in the peer with the id PEERID, also one that was revoked. NAME is its name on the list."""
+    from ..base.program import to_run
     from ..crypto.identity import PeerId
     from ..pairing.invitation import reload_exit
 
@@ -128,6 +131,15 @@ def add(outer: Path | None, /, peer_id: str, name: str, config: Path | None) -> 
     peer = listed.add(PeerId.parse(peer_id), name)
     reload_exit(here)
     click.echo(f"{peer.peer_id} is authorized, as {peer.shown}")
+    if peer.name != name:
+        taken = f"{one_line(name)} is the name of another peer"
+        if any(other.name == name for other in listed.read()):
+            click.echo(f"note: {taken}", err=True)
+        else:
+            again = to_run(shlex.join(["peers", "rename", peer.shown, name]))
+            click.echo(
+                f"note: it was on the list already and keeps its name; to change it: {again}", err=True
+            )
 
 
 @peers.command()
@@ -160,6 +172,17 @@ def revoke(outer: Path | None, /, who: str, config: Path | None) -> None:
     click.echo(f"{peer.shown} is no longer authorized")
     if peer.peer_id in here.config.allow:
         click.echo("note: `allow` in the exit's configuration still names it, which lets nobody in", err=True)
+
+
+def _refuse_client(directory: Path) -> None:
+    """Raise ConfigError on a client's machine, where no exit runs or ever did: nobody would answer its invites."""
+    from ..base.program import to_run
+
+    if (client := client_alone(directory)) is not None:
+        raise ConfigError(
+            f"this machine is a client, by {client}, and no exit: make the invite at the exit; if it is to be "
+            f"one as well, start that first: {to_run('exit')}"
+        )
 
 
 def _lists(config: Path | None) -> tuple[ExitHere, PeersFile, InviteStore]:

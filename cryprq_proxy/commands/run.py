@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base.log import setup
-from .common import act_for, config_option, identity_option, log_options, merged, refuse_callers_exit
+from .common import (
+    act_for,
+    client_alone,
+    config_option,
+    identity_option,
+    log_options,
+    merged,
+    refuse_callers_exit,
+)
 
 if TYPE_CHECKING:
     from ..process.lifecycle import Stop
@@ -83,6 +92,10 @@ def exit_(
     listed = authorized_file(config, loaded)
     act_as_owner(listed.parent, everywhere=False)
     setup(loaded.log_level, loaded.log_format)
+    if not flags["identity"] and (client := client_alone(file.parent)) is not None:
+        logging.getLogger(__name__).warning(
+            "this machine is a client, by %s; if the exit was to run on another machine, stop it here", client
+        )
     started = Started.of("exit", file, flags)
     network: StartNetwork = no_network
     if loaded.tun.enabled:

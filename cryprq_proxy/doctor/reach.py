@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from ..base import leftovers as marks
 from ..base.program import to_run, to_run_as_root
 from ..carriers.admission import introduce, meet_exit, read_verdict
 from ..carriers.dial.connect import Dialling
@@ -44,6 +45,19 @@ def linked(context: Context) -> ClientStatus | None:
 # --- name, connection ---
 
 
+def _kept_in() -> CheckVerdict | None:
+    """Why nothing can be tried from here: the block of system-wide mode, while no client runs in it."""
+    if marks.holder("client") is not None:
+        return None
+    if marks.lockdown():
+        return skip("not tried: lockdown lets nothing out until --tun runs, this test neither")
+    if marks.kill_switch_in(marks.marks("client")):
+        return skip(
+            "not tried: the kill switch that an earlier --tun has left lets nothing out, this test neither"
+        )
+    return None
+
+
 async def name(context: Context) -> CheckVerdict:
     config, exits = context.client_config, context.client_config.exits()
     if config.upstream is not None:
@@ -53,6 +67,8 @@ async def name(context: Context) -> CheckVerdict:
     )
     if not names:
         return ok("the exits are given by address, so no name is asked for")
+    if kept_in := _kept_in():
+        return kept_in
     found, errors = [], []
     for host in names:
         try:
@@ -91,6 +107,8 @@ async def reach(context: Context) -> CheckVerdict:
             f"({to_run_as_root('cleanup')} if it was killed), "
             "then ask again",
         )
+    if kept_in := _kept_in():
+        return kept_in
     config, exits = context.client_config, context.client_config.exits()
     if config.upstream is not None and not await _listens(config.upstream.address):
         return fail(

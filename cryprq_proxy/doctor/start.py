@@ -15,12 +15,13 @@ from ..base.paths import config_dir
 from ..base.program import to_run
 from ..base.text import counted, duration
 from ..config.client import load_client
-from ..config.exit import load_exit
+from ..config.exit import authorized_file, load_exit
 from ..config.foreign import only_harmless
 from ..config.keys import load_identity
 from ..config.secret_files import read_psk
 from ..crypto.primitives import select_provider
 from ..errors import ConfigError, CryprqError, reason_of
+from ..pairing.invitation import refuse_lost_identity
 from ..process.control import NotRunning, query_status
 from ..status import ClientStatus, ExitStatus
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
@@ -71,6 +72,8 @@ async def identity(context: Context) -> CheckVerdict:
     file = config.identity
     provider = context.provider = select_provider(None if config.provider == "auto" else config.provider)
     if not os.path.lexists(file):
+        if context.exit is not None:
+            refuse_lost_identity(context.exit, authorized_file(context.file, context.exit))
         return fail(
             f"there are no keys in {file} yet",
             f"they are made at the first start; or make them now: {to_run('keygen')}",

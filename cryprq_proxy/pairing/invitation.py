@@ -14,7 +14,9 @@ import base64
 import binascii
 import contextlib
 import re
+import shlex
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -22,16 +24,19 @@ from pathlib import Path
 from typing import Final, Self
 
 from ..address import Destination, parse_host_port
+from ..base.file_access import exists
 from ..base.log import one_line
 from ..base.program import to_run
 from ..base.source_address import source_address
+from ..base.text import counted
 from ..carriers.dial.endpoint import DEFAULT_PORTS
 from ..config.authorized import PeersFile, check_name
 from ..config.exit import ExitConfig
 from ..config.keys import choose_provider, own_identity
 from ..config.urls import parse_peer_url, parse_public
-from ..crypto.identity import PeerId
+from ..crypto.identity import Identity, PeerId
 from ..crypto.payloads import INVITE_SIZE
+from ..crypto.primitives import Provider
 from ..errors import ConfigError
 from ..process.control import NotRunning, query, query_status
 from ..status import ExitStatus, PeerStatus, Status
@@ -134,6 +139,36 @@ def is_global(address: Destination) -> bool:
     return not address.is_ip or ip_address(address.host).is_global
 
 
+# --- the identity ---
+
+
+def exit_identity(provider: Provider, config: ExitConfig, authorized: Path | None) -> Identity:
+    """The exit's identity; one is made where nobody knows this exit by another. Raises ConfigError."""
+    if authorized is not None:
+        refuse_lost_identity(config, authorized)
+    return own_identity(provider, config.identity)
+
+
+def refuse_lost_identity(config: ExitConfig, authorized: Path) -> None:
+    """Raise ConfigError where the identity is missing, and the list `authorized` or open invites are not.
+
+    Peers and invites beside a missing identity belong to one that was lost: with a new one no client gets in, and the
+    old one could only be put back over it. So a person says which of the two it is to be.
+    """
+    if exists(config.identity, "the identity"):
+        return
+    known, opened = PeersFile(authorized).read(), InviteStore(beside(authorized)).open(time.time())
+    if known or opened:
+        counts = [
+            counted(len(some), what) for some, what in ((known, "peer"), (opened, "open invite")) if some
+        ]
+        raise ConfigError(
+            f"the identity {config.identity} is missing, and this exit is known by it to "
+            f"{' and '.join(counts)} in {authorized.parent}: put it back from a backup; or begin anew with "
+            f"`{to_run(f'keygen {shlex.quote(str(config.identity))}')}`, and invite every client again"
+        )
+
+
 # --- an invite ---
 
 
@@ -212,7 +247,7 @@ def make_invite(
             "this exit has a pre-shared key: a client needs psk_file in its client.toml before it joins"
         )
     config, port = here.config, next((port for _, port in here.listen if port), DEFAULT_PORTS["tcp"])
-    peer_id = here.peer_id or own_identity(choose_provider(config.provider), config.identity).peer_id
+    peer_id = here.peer_id or exit_identity(choose_provider(config.provider), config, here.authorized).peer_id
     url = public_url(peer_id, public, port)
     secret = InviteStore(beside(here.authorized)).create(name, seconds, now)
     return Invitation(url, secret), warnings

@@ -28,7 +28,7 @@ from ..base.program import to_run
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..config.exit import ExitConfig, ExitLimitsTable
-from ..config.keys import choose_provider, own_identity
+from ..config.keys import choose_provider
 from ..crypto.identity import PeerId
 from ..errors import ConfigError, CryprqError, reason_of
 from ..exit.egress_policy import EgressPolicy
@@ -37,6 +37,7 @@ from ..exit.flight_memory import kept_flights
 from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolving.resolver import SystemResolver
+from ..pairing.invitation import exit_identity
 from ..pairing.invite_store import Redeemer
 from ..process.actions import Action
 from ..process.control import ControlServer, check_free
@@ -112,7 +113,7 @@ async def run_exit(
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     files = ExitFiles(read, watch, authorized)
     settings, names = exit_settings(config), files.peers(config)
-    identity, egress = own_identity(provider, config.identity), config.egress
+    identity, egress = exit_identity(provider, config, authorized), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())

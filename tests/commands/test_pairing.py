@@ -14,8 +14,8 @@ import pytest
 
 from cryprq_proxy.cli import run_command
 from cryprq_proxy.config.exit import load_exit
-from cryprq_proxy.config.keys import load_identity
-from cryprq_proxy.crypto.identity import PeerId
+from cryprq_proxy.config.keys import load_identity, save_identity
+from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
 from cryprq_proxy.pairing.invitation import Invitation
 from tests.support.processes import Program, call, echo_server, receive, socks_connect
@@ -31,6 +31,7 @@ def files(own_directories: Path) -> Path:
     directory = own_directories / ".config" / "cryprq"
     directory.mkdir(parents=True)
     (directory / "authorized").write_text(f"{ALICE} laptop\n{BOB} \x1b[31mphone\n")
+    save_identity(Identity.generate(select_provider()), directory / "identity")
     return directory
 
 
@@ -176,6 +177,62 @@ def test_a_revoked_peer_that_an_old_copy_lists_is_shown_as_such(files: Path, cap
     assert "a peer id has 52 characters" in run(capsys, "peers", "add", "x", "y", code=2)[1]
 
 
+def test_a_name_that_a_listed_peer_does_not_get_is_told(files: Path, capsys: Capture) -> None:
+    out, err = run(capsys, "peers", "add", str(ALICE), "desk")
+    assert out == f"{ALICE} is authorized, as laptop\n"
+    assert err == (
+        "note: it was on the list already and keeps its name; to change it: cryprq-proxy peers rename laptop desk\n"
+    )
+    assert run(capsys, "peers", "add", str(ALICE), "laptop")[1] == ""
+    out, err = run(capsys, "peers", "add", str(PeerId(bytes([7]) * 32)), "laptop")
+    assert (
+        out.endswith(" is authorized, as laptop-2\n") and err == "note: laptop is the name of another peer\n"
+    )
+
+
+def test_an_invite_of_an_exit_whose_identity_is_lost_is_refused(files: Path, capsys: Capture) -> None:
+    (files / "identity").unlink()
+    err = run(capsys, "invite", "phone", "--address", "a", code=2)[1]
+    lost = f"the identity {files}/identity is missing, and this exit is known by it to 2 peers in {files}: "
+    assert lost in err
+    assert f"`cryprq-proxy keygen {files}/identity`" in err
+    assert not (files / "identity").exists() and not (files / "invites").exists()
+    run(capsys, "keygen", str(files / "identity"))
+    run(capsys, "invite", "phone", "--address", "a")
+    (files / "identity").unlink()
+    (files / "authorized").unlink()
+    assert "to 1 open invite in " in run(capsys, "invite", "tablet", "--address", "a", code=2)[1]
+
+
+def test_a_client_s_machine_makes_no_invite(own_directories: Path, capsys: Capture) -> None:
+    directory = own_directories / ".config" / "cryprq"
+    directory.mkdir(parents=True)
+    (directory / "client.toml").touch()
+    err = run(capsys, "invite", "laptop", "--address", "a", code=2)[1]
+    assert (
+        f"this machine is a client, by {directory}/client.toml, and no exit: make the invite at the exit"
+        in err
+    )
+    assert not (directory / "identity").exists()
+    (directory / "exit.toml").touch()
+    run(capsys, "invite", "laptop", "--address", "a")
+
+
+@pytest.mark.process
+def test_an_exit_whose_identity_is_lost_does_not_start_with_another(files: Path, capsys: Capture) -> None:
+    (files / "identity").unlink()
+    refused = call("exit", "--listen", "127.0.0.1:0")
+    assert refused.returncode == 2 and "known by it to 2 peers in " in refused.stderr
+    assert not (files / "identity").exists()
+    (files / "authorized").unlink()
+    (files / "client.toml").touch()
+    with Program("exit", "--listen", "127.0.0.1:0") as exit:
+        exit.log.wait(
+            f"this machine is a client, by {files}/client.toml; if the exit was to run on another machine"
+        )
+        exit.log.wait("ready: ")
+
+
 @pytest.mark.parametrize("who", ["laptop", str(ALICE), str(BOB).upper()])
 def test_whom_the_configuration_allows_is_revoked_too(files: Path, capsys: Capture, who: str) -> None:
     (files / "exit.toml").write_text(f'allow = ["{ALICE}", "{BOB}"]\n')
@@ -287,6 +344,7 @@ def test_the_running_exit_says_where_its_lists_are(tmp_path: Path) -> None:
     """Flags have changed its list, its identity and its port; the commands have only the default configuration."""
     listed = tmp_path / "peers"
     listed.write_text(f"{ALICE} laptop\n")
+    save_identity(Identity.generate(select_provider()), tmp_path / "key")
     flags = ("--authorized", str(listed), "--identity", str(tmp_path / "key"), "--listen", "127.0.0.1:0")
     with Program("exit", *flags) as exit:
         ready = exit.log.wait(r"ready: .* clients say --peer (\S+)")

@@ -405,6 +405,35 @@ async def test_behind_the_kill_switch_only_the_running_client_knows(pair: Setup)
     assert "no route" in verdict.text and "cleanup" in verdict.remedy
 
 
+@pytest.mark.parametrize("lockdown", [True, False])
+async def test_behind_a_block_without_a_client_nothing_is_said_of_the_exit(
+    lockdown: bool, pair: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block itself is a finding already."""
+    monkeypatch.setattr(marks, "holder", lambda role: None)
+    monkeypatch.setattr(marks, "lockdown", lambda: lockdown)
+    monkeypatch.setattr(marks, "kill_switch_in", lambda left: not lockdown)
+    file = client_config(pair, port=1)
+    file.write_text(file.read_text().replace("@127.0.0.1:", "@exit.example:"))
+    checks = [
+        check for check in lists.CLIENT if check.name in ("configuration", "name", "reach", "handshake")
+    ]
+    found = {finding.name: finding for finding in await examine(checks, Context(file=file))}
+    block = "lockdown lets" if lockdown else "the kill switch that an earlier --tun has left lets"
+    for name in ("name", "reach"):
+        assert found[name].state is CheckState.SKIP and block in found[name].text
+    assert found["handshake"].state is CheckState.SKIP
+
+
+async def test_the_identity_of_an_exit_that_is_known_is_not_to_be_made_anew(pair: Setup) -> None:
+    (pair.directory / "exit.key").unlink()
+    file = pair.directory / "exit.toml"
+    file.write_text('identity = "exit.key"\n')
+    found = await examine(lists.EXIT[1:3], Context(file=file))
+    assert found[1].state is CheckState.FAIL
+    assert "known by it to 1 peer in " in found[1].text and "back from a backup" in found[1].text
+
+
 async def test_a_lane_that_is_not_wanted_is_not_looked_for(pair: Setup) -> None:
     context = Context(file=client_config(pair, 'carrier = "tcp"\n', port=4433))
     await examine([lists.CLIENT[1]], context)
