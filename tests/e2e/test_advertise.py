@@ -110,7 +110,7 @@ def test_streams_go_on_at_their_exit_when_all_carriers_are_cut(
         talk.say()
     place.cut()
     for client, exit, mark in zip(place.clients, place.exits, marks, strict=True):
-        where = rf"127\.0\.0\.1:{exit.port} \(the exit advertises it for the session\)"
+        where = rf"\(127\.0\.0\.1:{exit.port}\), the exit advertises it for the session"
         client.says(f"link resumed: .*{where}", since=mark)
     for talk in talks:
         talk.hear()

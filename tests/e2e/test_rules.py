@@ -111,7 +111,7 @@ def test_a_wrong_file_changes_nothing_and_is_named(world: World, echo_target: Tc
     with pytest.raises(Refused):
         through(client.port, echo_target.port)
     done = ruled.command("reload")
-    assert (done.returncode, done.stdout) == (2, "") and "rule[1].to: expected" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "") and "rule[1].to: expected" in done.stderr
     ruled.write("")
     done = ruled.command("reload")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("0 rules, 0 listed names")
