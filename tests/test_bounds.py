@@ -21,6 +21,7 @@ from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto import handshake
 from cryprq_proxy.exit import (
+    datagram_resolver,
     exit,
     first_flight,
     flight_memory,
@@ -109,6 +110,10 @@ BESIDE_SUCCESSOR = (
 REPORTS = (
     "what the exit is asked about itself, by all peers together: look-ups at a time; time for one; "
     "bytes of a question"
+)
+RESOLVER_DATAGRAMS = (
+    "on a stream to the resolver that goes as datagrams: questions at once, each counted as a file descriptor; "
+    "bytes of one; of answers that wait"
 )
 REACHED = {
     "connections without a valid first flight; of them in TLS or HTTP": [
@@ -324,6 +329,11 @@ REACHED = {
         "exit/test_descriptor_shares.py::test_the_sockets_of_a_name_count_like_streams",
         "outbound/test_address_race.py::test_an_attempt_gets_no_more_than_the_time_left",
         "outbound/test_address_race.py::test_a_name_with_very_many_addresses_gets_a_bounded_number_of_attempts",
+    ],
+    RESOLVER_DATAGRAMS: [
+        "exit/test_targets.py::test_a_server_that_answers_over_udp_alone_serves",
+        "exit/test_targets.py::test_a_question_that_is_too_long_ends_the_stream",
+        "exit/test_targets.py::test_answers_that_nobody_takes_are_bounded",
     ],
     "in the same budget of work: an attempt to connect to an address of a name; asking the policy about one": [
         "outbound/test_address_race.py::test_addresses_that_fail_at_once_are_tried_in_the_turns_of_their_peer",
@@ -847,6 +857,11 @@ NUMBERS: dict[str, list[float]] = {
     "time to connect a target; addresses tried for a name; at the same time, each counted as a file descriptor": [
         BOUNDS.connect_timeout,
         address_race.MAX_ADDRESSES,
+    ],
+    RESOLVER_DATAGRAMS: [
+        datagram_resolver.MAX_QUESTIONS,
+        datagram_resolver.MAX_QUESTION,
+        datagram_resolver.MAX_UNSENT,
     ],
     "in the same budget of work: an attempt to connect to an address of a name; asking the policy about one": [
         turns.ATTEMPT_WORK,

@@ -17,15 +17,19 @@ from ..outbound.backlog import Backlog
 from ..outbound.dialer import connect_literal, connect_target
 from ..outbound.relay import Relay
 from ..outbound.relays import TARGETS, Relays
+from ..outbound.resolving.name_server import NameServer
 from ..outbound.resolving.resolver import Resolver, SystemResolver
 from ..outbound.socket_group import SocketLoop
 from ..session.retention import SlotPool
 from ..session.streams import Stream, StreamHandler
 from ..session.turns import TurnBudget
+from .datagram_resolver import DatagramResolver, answering
 from .descriptor_shares import Claim
 from .egress_policy import EgressPolicy
 
 DNS_PORT: Final = 53
+RESOLVER_SECONDS: Final = 2.0
+"""For all servers of the host together to take a connection: a client waits 3 s for the stream."""
 
 
 class Targets:
@@ -97,21 +101,38 @@ class PendingTarget(StreamHandler):
         self._attempt = spawn(self._find_servers(), "servers of the host")
 
     async def _find_servers(self) -> None:
-        self._try_servers(await self._targets.resolver.servers())
+        servers = await self._targets.resolver.servers()
+        self._try_servers(servers, servers, min(self._targets.timeout, RESOLVER_SECONDS / len(servers)))
 
-    def _try_servers(self, servers: Sequence[str]) -> None:
-        targets = self._targets
+    def _try_servers(self, servers: Sequence[str], all_: Sequence[str], seconds: float) -> None:
+        """Connect to the first of `servers` that takes the connection within `seconds`."""
         self._attempt = None
 
         def done(sock: socket.socket | None, reason: StreamReason | None) -> None:
             if sock is None and servers[1:]:
-                self._try_servers(servers[1:])
+                self._try_servers(servers[1:], all_, seconds)
+            elif sock is None:
+                self._attempt = spawn(self._ask_by_datagrams(all_, reason), "resolver over UDP")
             else:
                 self._connected(sock, reason)
 
-        attempt = connect_literal(self._sockets, servers[0], DNS_PORT, done, targets.timeout)
+        attempt = connect_literal(self._sockets, servers[0], DNS_PORT, done, seconds)
         if self._attempt is None:  # else it has failed already, and that is the next server's
             self._attempt = attempt
+
+    async def _ask_by_datagrams(self, servers: Sequence[str], reason: StreamReason | None) -> None:
+        good = await answering([NameServer(server, DNS_PORT) for server in servers])
+        self._attempt = None
+        if not good:
+            self._connected(None, reason)
+            return
+        resolver = DatagramResolver(self._stream, good, self._claim)
+        self._stream.accept()
+        early, self._early = self._early, None
+        while early:
+            resolver.data_received(memoryview(early.pop()))
+        if self._eof:
+            resolver.eof_received()
 
     def _connected(self, sock: socket.socket | None, reason: StreamReason | None) -> None:
         stream = self._stream

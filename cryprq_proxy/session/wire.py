@@ -113,8 +113,8 @@ class Kind(IntEnum):
 
 
 class StreamProtocol(IntEnum):
-    """What an OPEN requests. TCP: a connection to the destination. UDP: an association; RESOLVER: a TCP connection to
-    the exit's own DNS resolver (RFC 7766). REPORT: what the exit tells about itself. All but TCP ignore the
+    """What an OPEN requests. TCP: a connection to the destination. UDP: an association; RESOLVER: the exit's own
+    DNS resolver, as over TCP (RFC 7766). REPORT: what the exit tells about itself. All but TCP ignore the
     destination."""
 
     TCP = 1
