@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from tests.support.background import PATIENCE
 from tests.support.programs import Client, Exit, World, free_port, until
+from tests.support.real_server import RealServer
 from tests.support.targets import BLOCK, EndFirst, Manner, TcpTarget, answer_after_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,18 +160,18 @@ def test_closed_streams(shared_world: World, client: Client) -> None:
 # --- ssh ---
 
 
-class Sshd:
+class Sshd(RealServer):
     """An sshd of its own on loopback that lets in who runs the test."""
 
     def __init__(self, directory: Path) -> None:
         assert SSHD is not None
-        self.port = free_port()
+        port = free_port()
         for name in ("host", "user"):
             subprocess.run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name)], check=True
             )
         (directory / "sshd_config").write_text(
-            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {directory}/host\nPidFile none\nUsePAM no\n"
+            f"ListenAddress 127.0.0.1:{port}\nHostKey {directory}/host\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {directory}/user.pub\nStrictModes no\nPermitRootLogin yes\n"
         )
         serve = [SSHD, "-D", "-e", "-f", str(directory / "sshd_config")]
@@ -179,22 +179,7 @@ class Sshd:
             # As root it wants a directory of its own in /run: in a mount namespace, so that none is left.
             inside = 'mount -t tmpfs none /run && mkdir /run/sshd && exec "$@"'
             serve = ["unshare", "--mount", "sh", "-c", inside, "sh", *serve]
-        self._log = directory / "sshd.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(serve, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        until(self._answers, "sshd is ready")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self._log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", self.port)).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE)
+        super().__init__(serve, port, directory / "sshd.log")
 
 
 @pytest.fixture

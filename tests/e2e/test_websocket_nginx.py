@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.applications import connect, read_exactly, through
-from tests.support.programs import Exit, World, free_port, until
+from tests.support.applications import connect, echoes, read_exactly, through
+from tests.support.programs import Exit, World, free_port
+from tests.support.real_server import RealServer, filled
 from tests.support.targets import TcpTarget
 from tests.support.web_links import make_certificates
 
@@ -43,47 +42,27 @@ http {{
 """
 
 
-class Nginx:
-    """nginx with the fragment of configs/, for the exit that listens on `behind`."""
+class Nginx(RealServer):
+    """nginx with the fragment of configs/, for the exit that listens on `behind`. A stop ends it at once, with all
+    connections."""
 
     def __init__(self, directory: Path, behind: int) -> None:
-        self.directory = directory / "nginx"
-        self.directory.mkdir()
-        self.ca, certificate, key = make_certificates(self.directory)
-        self.port = free_port()
-        fragment = (ROOT / "configs" / "nginx.conf").read_text()
-        for old, new in (
-            ("listen 443 ssl;", f"listen 127.0.0.1:{self.port} ssl;"),
+        directory = directory / "nginx"
+        directory.mkdir()
+        self.ca, certificate, key = make_certificates(directory)
+        port = free_port()
+        fragment = filled(
+            (ROOT / "configs" / "nginx.conf").read_text(),
+            ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
             ("server_name exit.example;", "server_name localhost;"),
             ("/etc/ssl/exit.example/fullchain.pem", str(certificate)),
             ("/etc/ssl/exit.example/privkey.pem", str(key)),
             ("127.0.0.1:8443;\n\n", f"127.0.0.1:{behind};\n\n"),
-        ):
-            assert fragment.count(old) == 1, old
-            fragment = fragment.replace(old, new)
-        file = self.directory / "nginx.conf"
+        )
+        file = directory / "nginx.conf"
         user = "user root;" if os.geteuid() == 0 else ""
-        file.write_text(FRAME.format(directory=self.directory, fragment=fragment, user=user))
-        self._command = ["nginx", "-p", str(self.directory), "-c", str(file)]
-        self._log = self.directory / "log"
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log, stdout=log)
-        until(self._answers, "nginx is ready")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self._log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", self.port)).close()
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        self.process.terminate()  # at once, with all connections
-        self.process.wait(20)
+        file.write_text(FRAME.format(directory=directory, fragment=fragment, user=user))
+        super().__init__(["nginx", "-p", str(directory), "-c", str(file)], port, directory / "log")
 
     def peer(self, exit: Exit, path: str = PATH) -> str:
         return f"cryprq+wss://{exit.peer_id}@127.0.0.1:{self.port}{path}"
@@ -109,12 +88,7 @@ def nginx(tmp_path: Path, web_port: int) -> Iterator[Nginx]:
 def test_a_link_through_nginx(world: World, exit: Exit, nginx: Nginx, echo_target: TcpTarget) -> None:
     client = world.client(None, {"peer": nginx.peer(exit), "ca": str(nginx.ca)})
     with through(client.port, echo_target.port) as sock:
-        sock.sendall(b"hello")
-        assert read_exactly(sock, 5) == b"hello"
-        for _ in range(40):
-            block = os.urandom(100_000)
-            sock.sendall(block)
-            assert read_exactly(sock, len(block)) == block
+        echoes(sock)
         carrier = client.status()["carrier"]
         assert (carrier["kind"], carrier["why"]) == ("wss", "the only one given")
         assert carrier["address"] == f"wss://127.0.0.1:{nginx.port}{PATH}"

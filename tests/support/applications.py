@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -18,6 +19,13 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
         assert part, f"the connection ended after {bytes(data)!r}"
         data += part
     return bytes(data)
+
+
+def echoes(sock: socket.socket, blocks: int = 40) -> None:
+    """So many blocks of 100,000 bytes go out and come back, after a word."""
+    for block in (b"hello", *(os.urandom(100_000) for _ in range(blocks))):
+        sock.sendall(block)
+        assert read_exactly(sock, len(block)) == block
 
 
 def read_all(sock: socket.socket) -> bytes:
