@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,9 @@ def installed(suite: str, package: Path, directory: Path) -> tuple[Debian, dict[
     return debian, before
 
 
-def upgraded(host: Host, package: Path) -> list[str]:
-    """What a service manager is told in an upgrade, where system-wide mode is a service."""
+@contextmanager
+def managed(host: Host) -> Iterator[Path]:
+    """As if a service manager ran, in which system-wide mode is a service. What it is told is in the file."""
     root = host.debian.root
     (root / "run/systemd/system").mkdir(parents=True)
     manager = root / "usr/bin/systemctl"
@@ -97,11 +99,32 @@ def upgraded(host: Host, package: Path) -> list[str]:
     try:
         host.run_managed("cryprq-proxy", "service", "install", "tun", "--yes")
         told.unlink()
-        host.run_managed("dpkg", "--install", f"/tmp/{package.name}")
-        return told.read_text().splitlines()
+        yield told
     finally:
         manager.unlink()
         shutil.rmtree(root / "run/systemd")
+
+
+def upgraded(host: Host, package: Path) -> list[str]:
+    """What a service manager is told in an upgrade."""
+    with managed(host) as told:
+        host.run_managed("dpkg", "--install", f"/tmp/{package.name}")
+        return told.read_text().splitlines()
+
+
+def refuses_to_upgrade(host: Host, package: Path) -> None:
+    """An upgrade to a version that refuses the configuration says so, and leaves the service as it is."""
+    file = host.debian.root / "etc/cryprq/client.toml"
+    text = file.read_text()
+    with managed(host) as told:
+        file.write_text(f"of_another_version = 1\n{text}")
+        command = host.debian.managed("dpkg", "--install", f"/tmp/{package.name}")
+        done = host.namespace.attempt(command, env=ENVIRONMENT, limit=60)
+        file.write_text(text)
+        assert done.returncode == 0, done.stderr
+        assert "client.toml: of_another_version: unknown key" in done.stderr, done.stderr
+        assert "the service runs on as before: mend that" in done.stderr
+        assert set(told.read_text().splitlines()) == {"--quiet is-active cryprq-client-tun.service"}
 
 
 def test_from_two_fresh_systems_to_the_first_page_and_back(
@@ -140,6 +163,7 @@ def test_from_two_fresh_systems_to_the_first_page_and_back(
     assert here.page() == EXIT4, "nothing was stopped"
 
     tunnel.kill()
+    refuses_to_upgrade(here, package)
     here.run("cryprq-proxy", "lockdown", "on", "--yes")
     refusal = here.refused("dpkg", "--purge", "cryprq-proxy")
     assert "cryprq-proxy stays installed: lockdown is on" in refusal

@@ -57,6 +57,7 @@ COMPLETIONS: Final = {
     "zsh": f"zsh/vendor-completions/_{PROGRAM}",
     "fish": f"fish/vendor_completions.d/{PROGRAM}.fish",
 }
+_NO_SCRIPTS: Final = ("control", "md5sums")
 NEEDED: Final = ("dpkg-deb", "dpkg-shlibdeps", "strip", "readelf")
 
 _IMPORT_ALL: Final = """
@@ -228,7 +229,10 @@ def _depends(root: Path, work: Path) -> str:
 def _pack(root: Path, into: Path, epoch: str) -> Path:
     for path in [root, *root.rglob("*")]:
         if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.parent.name in ("bin", "DEBIAN") else 0o644)
+            runs = path.parent.name == "bin" or (
+                path.parent.name == "DEBIAN" and path.name not in _NO_SCRIPTS
+            )
+            path.chmod(0o755 if path.is_dir() or runs else 0o644)
         os.utime(path, (int(epoch), int(epoch)), follow_symlinks=False)
     told = _run(
         ["dpkg-deb", "--root-owner-group", "-Zzstd", "-z12", "--build", str(root), str(into)],
