@@ -14,7 +14,8 @@ def control_sockets(config: Path | None) -> list[Path]:
     that the default files name and those at the default paths. Raises ConfigError."""
     from ..base.paths import ROLES, default_control_socket
     from ..base.paths import control_sockets as usual_places
-    from ..config.control_place import named_socket, role_of
+    from ..config.control_place import named_socket
+    from ..config.whose import role_of
     from .running import find
 
     try:

@@ -24,7 +24,9 @@ def config() -> None:
 @config.command()
 @click.argument("files", type=FILE, nargs=-1, metavar="[FILE]...")
 @click.option(
-    "--role", type=click.Choice(["client", "exit"]), help="Whose it is (default: as its name says)."
+    "--role",
+    type=click.Choice(["client", "exit"]),
+    help="Whose it is (default: as its name says, or else its keys).",
 )
 def check(files: tuple[Path, ...], role: str | None) -> None:
     """Say all that is wrong with a configuration, or with those at the usual place. Nothing is started or contacted.
@@ -33,7 +35,8 @@ def check(files: tuple[Path, ...], role: str | None) -> None:
     """
     from ..base.log import one_line
     from ..base.paths import ROLES, config_dir
-    from ..config.check import problems, role_of
+    from ..config.check import problems
+    from ..config.whose import role_of
     from ..errors import ConfigError
     from .common import act_for
 
@@ -60,8 +63,8 @@ def check(files: tuple[Path, ...], role: str | None) -> None:
 @click.argument("role", type=click.Choice(["client", "exit"]))
 def schema(role: str) -> None:
     """Print the JSON schema of a role's configuration, for editors."""
-    from ..config.check import KINDS
     from ..config.schema import schema as make
+    from ..config.whose import KINDS
 
     kind = KINDS["exit" if role == "exit" else "client"]
     click.echo(json.dumps(make(kind, f"cryprq-proxy: {role}.toml"), indent=2))

@@ -84,7 +84,7 @@ def doctor(
 def _about(config: Path | None, as_exit: bool) -> Found:
     """The role to check: the one that was asked for, that runs, or whose files there are. Raises ConfigError."""
     from ..base.file_access import exists
-    from ..config.control_place import role_of
+    from ..config.whose import role_of
     from .running import default_file, find
 
     exit = find("exit", config)

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
-
-from msgspec import Struct
 
 from ..base.file_access import open_list
 from ..base.paths import Role
@@ -21,8 +18,7 @@ from ..rules.engine import load_rules
 from .client import ClientConfig, client_from
 from .decode import decode_table, parse_toml, read_source
 from .exit import ExitConfig, load_exit
-
-KINDS: Final[dict[Role, type[Struct]]] = {"client": ClientConfig, "exit": ExitConfig}
+from .whose import KINDS
 
 
 def problems(file: Path, role: Role) -> list[str]:
@@ -40,14 +36,6 @@ def problems(file: Path, role: Role) -> list[str]:
     except ConfigError as error:
         errors = [error]
     return list(map(str, errors))
-
-
-def role_of(file: Path) -> Role:
-    """The role that a file is for: by its name, else the one of which it has fewer unknown keys and wrong values."""
-    for role in KINDS:
-        if role in file.name:
-            return role
-    return min(KINDS, key=lambda role: len(problems(file, role)))
 
 
 def _wrong(checks: Iterator[Callable[[], object]]) -> list[ConfigError]:

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from cryprq_proxy.cli import cli
-from cryprq_proxy.config.check import problems, role_of
+from cryprq_proxy.config.check import problems
+from cryprq_proxy.config.whose import role_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PEER = f'peer = "cryprq://{"a" * 52}@exit.example"\n'
