@@ -20,6 +20,7 @@ from cryprq_proxy.config import exit as exit_config
 from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.config.exit import ExitConfig
 from cryprq_proxy.crypto import handshake
+from cryprq_proxy.doctor import other_exits
 from cryprq_proxy.exit import (
     datagram_resolver,
     exit,
@@ -520,6 +521,9 @@ REACHED = {
         "client/test_ask_exit.py::test_an_exit_that_says_nothing",
         "client/test_ask_exit.py::test_what_is_no_report_is_one_sentence",
     ],
+    "exits beside the one in use that doctor asks about themselves, all at a time": [
+        "doctor/test_other_exits.py::test_all_at_the_same_time_and_no_more_than_a_few"
+    ],
     "addresses that it names for resuming; how long the first attempt goes there alone": [
         "client/test_advertised.py::test_the_last_one_counts_and_only_what_may",
         "client/test_endpoints.py::test_it_has_a_head_start_of_some_seconds",
@@ -919,6 +923,7 @@ NUMBERS: dict[str, list[float]] = {
         leaving.LEAVING_SECONDS,
     ],
     "what it tells about itself; time for it; a text in it": [ask_exit.MAX_REPORT, ask_exit.ASK_SECONDS],
+    "exits beside the one in use that doctor asks about themselves, all at a time": [other_exits.MOST_ASKED],
     "addresses that it names for resuming; how long the first attempt goes there alone": [
         endpoints.ADVERTISED_HEAD_START
     ],

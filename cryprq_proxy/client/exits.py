@@ -228,9 +228,11 @@ class Exits(ClientObserver):
         """A stream to the active exit's own DNS resolver (RFC 7766). Raises StreamRefused."""
         return await opened(self.start, StreamProtocol.RESOLVER, NOWHERE)
 
-    async def report(self) -> AskedExit:
-        """What the active exit tells about itself. Raises CryprqError with one sentence."""
-        return await ask_exit(self.start, self.active.name)
+    async def report(self, name: str = "") -> AskedExit:
+        """What the exit of that name, or the active one, tells about itself. Raises CryprqError with one sentence."""
+        if name:
+            self._require(name)
+        return await ask_exit(self.start, name or self.active.name)
 
     # --- for system-wide mode --------------------------------------------------------------------------------------
 
@@ -267,10 +269,14 @@ class Exits(ClientObserver):
 
         Raises CryprqError if there is none of that name.
         """
-        if name is not None and name not in self._by_name:
-            raise CryprqError(f"there is no exit of that name; choose one of: {', '.join(self.names)}")
+        if name is not None:
+            self._require(name)
         self._selection.pin(None if name is None else self.names.index(name), self._clock())
         self.changed()
+
+    def _require(self, name: str) -> None:
+        if name not in self._by_name:
+            raise CryprqError(f"there is no exit of that name; choose one of: {', '.join(self.names)}")
 
     # --- the choice ------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ WRONG_SECONDS: Final = 300.0
 """Certificates and invites suffer from a clock that is so far off."""
 SET_CLOCK: Final = "timedatectl set-ntp true"
 _NOT_TOLD: Final = "the exit has not told it"
+_OTHER_VERSION: Final = "the running client has another version; restart it"
 MORE: Final = "`cryprq-proxy doctor --exit` there says more"
 
 
@@ -49,13 +50,21 @@ async def asked(context: Context) -> CheckVerdict:
 async def _report(context: Context) -> AskedExit:
     if context.link is not None:
         return await ask_exit(context.link.start, context.linked_exit)
-    told = await asyncio.to_thread(
-        query, context.client_config.control_socket, "report", timeout=ASK_SECONDS + 5
-    )
+    return await told_by_client(context)
+
+
+async def told_by_client(context: Context, exit: str = "") -> AskedExit:
+    """The report of this exit, or of the one in use, as the running client gets it. Raises CryprqError."""
+    socket = context.client_config.control_socket
+    told = await asyncio.to_thread(query, socket, "report", timeout=ASK_SECONDS + 5, argument=exit)
     try:
-        return msgspec.convert(told, AskedExit)
+        asked = msgspec.convert(told, AskedExit)
     except msgspec.ValidationError:
-        raise CryprqError("the running client has another version; restart it") from None
+        raise CryprqError(_OTHER_VERSION) from None
+    if exit and asked.exit != exit:
+        # An older client asks the one in use, whatever is said.
+        raise CryprqError(_OTHER_VERSION)
+    return asked
 
 
 # --- clocks ---
@@ -63,9 +72,13 @@ async def _report(context: Context) -> AskedExit:
 
 async def clocks(context: Context) -> CheckVerdict:
     """Do this clock and the exit's agree?"""
-    told = context.asked
-    if told is None:
+    if context.asked is None:
         return skip(_NOT_TOLD)
+    return judge_clock(context.asked, "at the exit")
+
+
+def judge_clock(told: AskedExit, where: str) -> CheckVerdict:
+    """`where` is the exit's machine in a remedy."""
     off, theirs, ours = told.clock_off, told.report.clock_kept, clock_is_kept()
     if abs(off) < CLOCK_SECONDS:
         return ok("this machine and the exit have the same time")
@@ -75,7 +88,7 @@ async def clocks(context: Context) -> CheckVerdict:
         remedy = f"set this one: {SET_CLOCK}"
     elif ours and not theirs:
         text = f"the exit's clock is {far} {ahead} this one, which is kept in step"
-        remedy = f"set that one, at the exit: {SET_CLOCK}"
+        remedy = f"set that one, {where}: {SET_CLOCK}"
     else:
         text = f"the exit's clock is {far} {ahead} this one, so one of them is wrong"
         remedy = f"compare `date -u` on both with a clock, and set the wrong one: {SET_CLOCK}, or date -s"

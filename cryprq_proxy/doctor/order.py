@@ -9,6 +9,7 @@ from . import exit as exit_side
 from .algorithms import algorithms
 from .checks import Check
 from .congestion import congestion
+from .other_exits import other_exits
 
 LEFTOVERS: Final = Check("leftovers", machine.leftovers)
 
@@ -29,6 +30,7 @@ CLIENT: Final = (
     Check("exit's clock", beyond.clocks, ("exit",)),
     Check("exit's routes", beyond.routes, ("exit",)),
     Check("exit's names", beyond.names, ("exit",)),
+    Check("other exits", other_exits, ("link",)),
     Check("system's names", beyond.system_names, ("link",)),
     Check("target", beyond.target, ("link",)),
     Check("UDP", link.lane, ("link",)),

@@ -47,8 +47,8 @@ class Actions:
         """Read rules and lists again. Returns the result in words."""
         raise NotImplementedError
 
-    async def report(self) -> AskedExit:
-        """What the exit in use tells about itself."""
+    async def report(self, exit: str = "") -> AskedExit:
+        """What this exit, or the one in use, tells about itself. Raises CryprqError."""
         raise NotImplementedError
 
     def dashboard(self) -> str:
@@ -82,8 +82,8 @@ def commands(actions: Actions) -> dict[str, Action]:
     async def reload(_: str) -> dict[str, object]:
         return {"reloaded": await actions.reload()}
 
-    async def report(_: str) -> AskedExit:
-        return await actions.report()
+    async def report(exit: str) -> AskedExit:
+        return await actions.report(exit)
 
     async def dashboard(_: str) -> dict[str, object]:
         return {"url": actions.dashboard()}

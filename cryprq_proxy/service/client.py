@@ -221,8 +221,8 @@ class RunningClient(Actions):
     def pac(self) -> str:
         return self._pac
 
-    async def report(self) -> AskedExit:
-        return await self._exits.report()
+    async def report(self, exit: str = "") -> AskedExit:
+        return await self._exits.report(exit)
 
     def dashboard(self) -> str:
         if self._admin is None:

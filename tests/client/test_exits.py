@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cryprq_proxy.client import exits
 from cryprq_proxy.client.exit_entry import ExitEntry
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.client.packet_ports import ExitPort
@@ -14,7 +15,7 @@ from cryprq_proxy.client.selection import SILENT_SECONDS
 from cryprq_proxy.errors import ConfigError, CryprqError, StreamReason, StreamRefused
 from cryprq_proxy.lane.slices import PLAIN, Run, Shape
 from cryprq_proxy.session.retention import SlotPool
-from cryprq_proxy.status import Traffic
+from cryprq_proxy.status import AskedExit, Traffic
 from tests.support.fake_exits import FAILBACK, WAIT, FakeClient, FakeExits, FakeInterface, Timers
 from tests.support.links import TARGET
 
@@ -122,6 +123,25 @@ async def test_an_exit_by_name_is_never_replaced(world: FakeExits) -> None:
     world.ask("b")
     world.up("b")
     assert world.served() == [0, 2]
+
+
+async def test_an_exit_is_asked_about_itself_by_name(
+    world: FakeExits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def ask_exit(start: object, name: str) -> AskedExit:
+        assert start == world.exits.start
+        asked.append(name)
+        return AskedExit(exit=name)
+
+    monkeypatch.setattr(exits, "ask_exit", ask_exit)
+    world.up("a", "b")
+    assert (await world.exits.report()).exit == "a"
+    assert (await world.exits.report("b")).exit == "b"
+    with pytest.raises(CryprqError, match="there is no exit of that name; choose one of: a, b"):
+        await world.exits.report("nowhere")
+    assert asked == ["a", "b"]
 
 
 async def test_an_exit_that_is_not_there(world: FakeExits) -> None:

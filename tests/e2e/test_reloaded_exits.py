@@ -58,6 +58,8 @@ def test_a_second_join_adds_the_exit_and_one_that_is_removed_runs_out(
         )
         assert list(exits(client)) == ["127.0.0.1", "two"]
         until(lambda: exits(client) == {"127.0.0.1": True, "two": True}, "the second exit answers")
+        asked = [query(client.control, "report", 15, argument=name)["exit"] for name in ("", "two")]
+        assert asked == ["127.0.0.1", "two"]
         echoes(first)
         query(client.control, "exit", argument="two")
         echoes(second)

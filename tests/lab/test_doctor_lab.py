@@ -23,7 +23,7 @@ BEFORE = (
     *("leftovers", "configuration", "identity", "clock", "algorithms", "disk", "running", "rules", "name"),
     *("reach", "handshake", "link"),
 )
-BEYOND = ("exit", "exit's clock", "exit's routes", "exit's names", "target")
+BEYOND = ("exit", "exit's clock", "exit's routes", "exit's names", "other exits", "system's names", "target")
 BEHIND = (
     *("UDP", "MTU", "round trip", "congestion", "throughput", "port", "PAC", "variables", "desktop"),
     "system-wide",
@@ -49,6 +49,8 @@ ALL_WELL = {
     "exit's clock": "this machine and the exit have the same time",
     "exit's routes": "the exit reaches the Internet by IPv4 and IPv6",
     "exit's names": "the exit finds names, one in N ms",
+    "other exits": "there are no others",
+    "system's names": "no client runs with --tun here: applications leave names to the proxy, as the exit finds them",
     "target": f"{NAME}:80 is reached through the exit, in N ms",
 }
 

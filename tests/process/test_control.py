@@ -480,8 +480,8 @@ class FakeActions(Actions):
     def choose_exit(self, name: str) -> None:
         self.asked.append(name)
 
-    async def report(self) -> AskedExit:
-        return AskedExit(exit="home")
+    async def report(self, exit: str = "") -> AskedExit:
+        return AskedExit(exit=exit or "home")
 
     async def pause(self, seconds: int) -> None:
         self.asked.append(seconds)
@@ -496,6 +496,7 @@ async def test_each_command_does_its_action() -> None:
     assert await known["pause"]("5") == {"paused": 5}
     assert await known["confirm"]("") == {"confirmed": True}
     assert await known["report"]("") == AskedExit(exit="home")
+    assert await known["report"]("far") == AskedExit(exit="far")
     assert await known["exit"]("auto") == {"exit": "auto"}
     assert await known["close"]("home/1") == {"closed": "home/1"}
     with pytest.raises(CryprqError, match=r"there is no open connection 'home/2'"):
