@@ -34,6 +34,8 @@ RESOLVE_REASONS: Final[dict[int, StreamReason]] = {
 
 def look_up(name: str) -> LookupResult:
     """Ask the C library; blocks. The addresses are in the order of RFC 6724."""
+    if "\0" in name:  # of bytes, getaddrinfo would ask for what stands before it
+        return StreamReason.NAME_NOT_FOUND
     try:
         # As bytes: the idna codec would convert a str, but the name has A-labels already.
         found = socket.getaddrinfo(name.encode("ascii"), None, type=socket.SOCK_STREAM)
@@ -41,7 +43,7 @@ def look_up(name: str) -> LookupResult:
         return RESOLVE_REASONS.get(error.errno or 0, StreamReason.NAME_FAILED)
     except OSError as error:
         return StreamReason.EXHAUSTED if error.errno in EXHAUSTED else StreamReason.NAME_FAILED
-    except ValueError:  # not ASCII, or a null byte
+    except ValueError:  # not ASCII
         return StreamReason.NAME_NOT_FOUND
     addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
     return FoundAddresses(addresses, KEPT_SECONDS) if addresses else StreamReason.NAME_NOT_FOUND
