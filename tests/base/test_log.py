@@ -188,12 +188,10 @@ def test_a_closed_stream_is_no_error(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_failing_thread_is_logged() -> None:
     out = io.StringIO()
     log.setup(stream=out)
-    thread = threading.Thread(target=lambda: 1 // 0, name="signer")
+    thread = threading.Thread(target=lambda: {"other": 1}["key"], name="signer")
     thread.start()
     thread.join()
-    assert out.getvalue().endswith(
-        "the thread 'signer' failed: ZeroDivisionError: integer division or modulo by zero\n"
-    )
+    assert out.getvalue().endswith("the thread 'signer' failed: KeyError: 'key'\n")
 
 
 def test_an_unraisable_error_is_logged() -> None:

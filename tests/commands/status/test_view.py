@@ -502,7 +502,8 @@ def test_rates_are_between_two_answers_of_one_process() -> None:
     assert row(1, 0, 4) == "0 B/s sent, 0 B/s received"
 
 
-def test_watching_shows_what_comes_and_goes_until_ctrl_c() -> None:
+def test_watching_shows_what_comes_and_goes_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # rich shows nothing live on a dumb one
     screen, slept = io.StringIO(), []
     answers = iter(
         [
