@@ -1,11 +1,12 @@
 """The command line: the client's flags, the other commands (commands/), and how each run ends.
 
-    0  clean, also after Ctrl-C or SIGTERM of what runs until then
-    2  the command line or a configuration is wrong
-    1  everything else
+    0    clean, also after Ctrl-C or SIGTERM of what runs until then
+    2    the command line or a configuration is wrong
+    130  Ctrl-C of everything else
+    1    everything else
 
 Each error is one sentence on standard error that begins with "cryprq-proxy:". The commands import what they need when
-they run: `--help` is quick, and a Ctrl-C while the program loads is handled.
+they run: `--help` is quick. A Ctrl-C while all this is loaded is for __main__.py.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .errors import ConfigError, CryprqError
 OK: Final = 0
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
+INTERRUPTED: Final = 130
 
 _log = logging.getLogger(__name__)
 
@@ -259,11 +261,23 @@ for _command in _COMMANDS:
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """What the console script calls (__main__.py)."""
+    _open_closed_files()
     _leave_closed_directory()
     if instruction := os.environ.get(completion.VARIABLE):
         sys.exit(completion.answer(cli, instruction))
     sys.exit(run_command())
+
+
+def _open_closed_files() -> None:
+    """A standard file that was closed, as by `>&-`, takes and gives nothing. Without a file there Python has None for
+    it, and the next socket has its number."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _leave_closed_directory() -> None:
@@ -294,8 +308,11 @@ def run_command(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         _complain(describe(error))
         return WRONG_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        # Before a role has started, or after the second signal: nothing was done.
+    except KeyboardInterrupt:
+        # Before a role has started, or after the second signal.
+        return INTERRUPTED
+    except click.Abort:
+        # At a question.
         return FAILED
     except (CryprqError, OSError) as error:
         _complain(describe(error))

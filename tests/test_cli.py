@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,29 @@ def test_a_directory_that_is_gone_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_files_that_are_closed(closed: str, tmp_path: Path) -> None:
+    """Nothing is said there, and nothing that is opened later, as a socket, gets their numbers."""
+    script = (
+        "import os, pathlib, sys; from cryprq_proxy.cli import main\n"
+        "try: main()\n"
+        "finally:\n"
+        "    opened = os.open(os.devnull, os.O_RDONLY)\n"
+        "    pathlib.Path(os.environ['SAW']).write_text(f'{opened > 2} {sys.stdout.isatty()} {sys.stdin.isatty()}')\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", script, "--version"],
+        env=environment() | {"SAW": str(tmp_path / "saw")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "saw").read_text() == "True False False"
+
+
+@pytest.mark.process
 def test_a_full_disk_is_an_error() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -257,6 +281,65 @@ def test_a_full_disk_is_an_error() -> None:
         )
     assert done.returncode == 1
     assert "no space left on device" in complaint(done.stderr)
+
+
+# --- Ctrl-C ---
+
+INTERRUPT_AT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["AT"]:
+            sys.meta_path.remove(self)
+            if os.environ["IN"] == "finalizer":
+                Last()
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+
+sys.meta_path.insert(0, Interrupt())
+from cryprq_proxy.__main__ import main
+main()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("place", ["module", "finalizer"])
+@pytest.mark.parametrize("module", ["click", "cryprq_proxy.commands.doctor", "cryprq_proxy.config.exit"])
+def test_an_interrupt_while_the_program_loads_is_no_traceback(module: str, place: str) -> None:
+    """Where Python drops exceptions as well. The last module is loaded by the command itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT_AT, "status", "--watch", "--json"],
+        env=environment() | {"AT": module, "IN": place},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.process
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    """As of a job in a shell's background."""
+    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPT_AT
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--version"],
+        env=environment() | {"AT": "click", "IN": "module"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"cryprq-proxy {__version__}\n")
+
+
+def test_the_console_script_begins_where_interrupts_are_taken() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"cryprq-proxy": "cryprq_proxy.__main__:main"}
 
 
 # --- system-wide mode ---

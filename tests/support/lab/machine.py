@@ -42,7 +42,7 @@ class Machine:
         needed = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve(), ROOT.resolve()}
         closed = sorted(str(part) for part in needed if part.is_relative_to("/root"))
         script = f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        script += "from cryprq_proxy.cli import main\nmain()\n"
+        script += "from cryprq_proxy.__main__ import main\nmain()\n"
         lines = [
             "set -e",
             *(f"mount -t tmpfs -o mode=755 lab {place}" for place in ("/opt", "/var/lib", "/run")),
