@@ -33,30 +33,65 @@ def check(files: tuple[Path, ...], role: str | None) -> None:
 
     Exit code 0 says that the role would start with it, 2 that something is to be mended.
     """
-    from ..base.log import one_line
     from ..base.paths import ROLES, config_dir
-    from ..config.check import problems
+    from ..config.check import problems, problems_of_defaults
     from ..config.whose import role_of
     from ..errors import ConfigError
     from .common import act_for
 
     act_for(files[0] if files else None)
-    found = files or tuple(file for each in ROLES if (file := config_dir() / f"{each}.toml").exists())
-    if not found:
-        raise ConfigError(f"there is no configuration in {config_dir()}: name the file to check")
-    bad = False
+    directory = config_dir()
+    found = files or _usual(directory, role)
+    default = not files and _exit_by_default(directory, role)
+    if not found and not default:
+        raise ConfigError(f"there is no configuration in {directory}: name the file to check")
+    right = True
     for file in found:
         whose = next((each for each in ROLES if each == role), None) or role_of(file)
-        wrong = problems(file, whose)
-        for sentence in wrong[:MOST]:
-            click.echo(f"cryprq-proxy: {one_line(sentence)}", err=True)
-        if len(wrong) > MOST:
-            click.echo(f"cryprq-proxy: {one_line(str(file))}: and {len(wrong) - MOST} more", err=True)
-        if not wrong:
-            click.echo(one_line(f"{file}: nothing is wrong, as configuration of the {whose}"))
-        bad = bad or bool(wrong)
-    if bad:
+        right &= _tell(
+            file, problems(file, whose), f"{file}: nothing is wrong, as configuration of the {whose}"
+        )
+    if default:
+        fine = f"{directory}: there is no exit.toml, so all is as by default: nothing is wrong, for the exit"
+        right &= _tell(directory, problems_of_defaults(directory, "exit"), fine)
+    if not right:
         raise click.exceptions.Exit(WRONG)
+
+
+def _usual(directory: Path, role: str | None) -> tuple[Path, ...]:
+    """The configurations that are there, of `role` or of both."""
+    from ..base.file_access import exists
+    from ..base.paths import ROLES
+
+    files = (directory / f"{each}.toml" for each in ROLES if role in (None, each))
+    return tuple(file for file in files if exists(file, "the configuration"))
+
+
+def _exit_by_default(directory: Path, role: str | None) -> bool:
+    """Whether there is an exit that has keys or lists and no configuration."""
+    from ..base.file_access import exists
+
+    def there(*names: str) -> bool:
+        return any(exists(directory / name, "the file") for name in names)
+
+    if role == "client" or there("exit.toml"):
+        return False
+    return (
+        role == "exit" or there("authorized", "invites") or (there("identity") and not there("client.toml"))
+    )
+
+
+def _tell(place: Path, wrong: list[str], fine: str) -> bool:
+    """Print what is wrong, else that all is `fine`. Returns which of the two."""
+    from ..base.log import one_line
+
+    for sentence in wrong[:MOST]:
+        click.echo(f"cryprq-proxy: {one_line(sentence)}", err=True)
+    if len(wrong) > MOST:
+        click.echo(f"cryprq-proxy: {one_line(str(place))}: and {len(wrong) - MOST} more", err=True)
+    if not wrong:
+        click.echo(one_line(fine))
+    return not wrong
 
 
 @config.command()

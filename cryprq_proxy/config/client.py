@@ -14,7 +14,7 @@ files that are read when needed. The examples in configs/ list every key with it
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
 
@@ -34,6 +34,7 @@ from ..session.wire import LaneUse
 from .both_roles import LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, choice, count, decode_file, path, read_source, seconds, switch, with_flags
 from .exits import PEER, ExitChoice, ExitTable, exit_choices
+from .faults import refuse, said_by
 from .forwards import ForwardTable, check_forwards, parse_flags
 from .rules import ACTION, DEFAULT, RuleTable, check_exits, to_rules
 from .secret_files import read_user
@@ -84,19 +85,26 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
     tun: TunTable = TunTable()
 
     def __post_init__(self) -> None:
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with the values together."""
         if self.user is not None and self.user_file is not None:
-            raise ConfigError("user and user_file exclude each other; keep one of them")
+            yield "user and user_file exclude each other; keep one of them"
         if self.user is None and self.user_file is None and not is_loopback(self.listen):
-            raise ConfigError(
+            yield (
                 f"listening on {self.listen} lets other machines in: add --user NAME:PASSWORD or user_file, "
                 "or listen on 127.0.0.1"
             )
         if self.carrier == "udp" and self.upstream is not None:
-            raise ConfigError(
-                'carrier = "udp" needs UDP, which no upstream proxy passes on; leave out one of the two'
-            )
-        check_forwards(self.forward, (self.listen, self.admin))
-        check_exits(self.rules(), self.default, {exit.name for exit in self.exits()})
+            yield 'carrier = "udp" needs UDP, which no upstream proxy passes on; leave out one of the two'
+        yield from said_by(lambda: check_forwards(self.forward, (self.listen, self.admin)))
+        try:
+            names = {exit.name for exit in self.exits()}
+        except ConfigError as error:
+            yield str(error)
+            return
+        yield from said_by(lambda: check_exits(self.rules(), self.default, names))
 
     @property
     def has_lane(self) -> bool:

@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 from ..base.file_access import exists
 from ..base.paths import config_dir, read_text
 from ..errors import ConfigError, CryprqError
+from .faults import ConfigFaults, sentences_of
 
 _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]{1,60}")
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB)?")
@@ -281,7 +282,9 @@ def build[T: Struct](kind: type[T], values: Mapping[str, Any], text: str, source
     try:
         return kind(**{"identity": source.with_name("identity"), **values})
     except ConfigError as error:
-        raise (ConfigError(f"{source}: {error}") if text else error) from None
+        if not text:
+            raise
+        raise ConfigFaults(f"{source}: {sentence}" for sentence in sentences_of(error)) from None
 
 
 # --- words ---

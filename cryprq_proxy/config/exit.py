@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
@@ -23,6 +23,7 @@ from .authorized import WHAT as LIST
 from .authorized import PeersFile, RepeatedPeer, read_peers, repeated_peers
 from .both_roles import GIB, KIB, MIB, LaneTable, LinkLimits, RoleConfig, is_loopback
 from .decode import Text, build, count, decode_file, path, read_source, seconds, size, switch, with_flags
+from .faults import refuse
 from .secret_files import read_psk, read_token
 from .tun import ExitTunTable, parse_prefix
 from .urls import parse_advertise, parse_listen_or_off, parse_public, parse_web_path
@@ -122,14 +123,16 @@ class ExitConfig(RoleConfig, frozen=True, kw_only=True):
     websocket: WebSocketTable = WebSocketTable()
 
     def __post_init__(self) -> None:
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with the values together."""
         if not self.listen:
-            raise ConfigError("listen is empty: name at least one address")
+            yield "listen is empty: name at least one address"
         if len(self.proxy_protocol) > MAX_PROXIES:
-            raise ConfigError(
-                f"proxy_protocol has {len(self.proxy_protocol)} entries, more than {MAX_PROXIES}"
-            )
+            yield f"proxy_protocol has {len(self.proxy_protocol)} entries, more than {MAX_PROXIES}"
         if self.metrics is not None and not is_loopback(self.metrics) and self.metrics_token_file is None:
-            raise ConfigError(
+            yield (
                 f"metrics on {self.metrics} could be read by other machines: name a metrics_token_file, or listen on "
                 "127.0.0.1"
             )

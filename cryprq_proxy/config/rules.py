@@ -14,7 +14,7 @@ rules/syntax.py explains each key.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -34,6 +34,7 @@ from ..rules.syntax import (
     shown,
 )
 from .decode import Text, paths
+from .faults import refuse
 
 DEFAULT: Final = RuleAction(Verdict.TUNNEL)
 ACTION: Final = Text(parse_action, 'a string: "tunnel", "direct", "block" or "exit:NAME"')
@@ -79,8 +80,12 @@ def to_rules(tables: Sequence[RuleTable]) -> tuple[Rule, ...]:
 
 
 def check_exits(rules: Sequence[Rule], default: RuleAction, names: Collection[str]) -> None:
-    """Raise ConfigError if a rule or the default names an exit that is not in `names`."""
+    """Raise ConfigFaults if rules or the default name exits that are not in `names`."""
+    refuse(_unknown_exits(rules, default, names))
+
+
+def _unknown_exits(rules: Sequence[Rule], default: RuleAction, names: Collection[str]) -> Iterator[str]:
     for index, action in [*enumerate(rule.action for rule in rules), (-1, default)]:
         if action.verdict is Verdict.EXIT and action.exit not in names:
             known = f"the exits are {', '.join(sorted(names))}" if names else "no exit has a name"
-            raise ConfigError(f'{shown(rules, index)}: there is no exit called "{action.exit}"; {known}')
+            yield f'{shown(rules, index)}: there is no exit called "{action.exit}"; {known}'

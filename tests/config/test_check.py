@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,56 @@ def test_the_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "cryprq" / "client.toml").write_text("x = 1\n")
     code, out, said = call()
     assert (code, out.count("\n"), said.count("\n")) == (2, 1, 1)
+
+
+# --- all at once ---
+
+
+def test_all_at_once_each_with_its_key(file: Path) -> None:
+    """What values say together, and every file."""
+    text = (
+        'psk_file = "psk"\nuser_file = "user"\nca = "ca"\n[[rule]]\nto = "exit:vps"\ndomains = ["a.example"]\n'
+        '[[rule]]\nto = "exit:other"\nlists = ["a.txt"]\n[tun.dns]\nblocklists = ["b.txt"]\n'
+        f'[[exit]]\nname = "home"\n{PEER}psk_file = "other"\n'
+    )
+    found = [each.partition(":")[0] for each in told(file, text)]
+    assert [key.startswith("rule ") for key in found[:2]] == [True, True]
+    assert found[2:] == [
+        *("user_file", "psk_file", "ca", "exit[1].psk_file", "rule[2].lists", "tun.dns.blocklists")
+    ]
+    # Also beside a wrong value.
+    found = told(file, f'{PEER}listen = true\nuser_file = "user"\n')
+    assert [each.partition(":")[0] for each in found] == ["listen", "user_file"]
+
+
+def test_all_of_an_exit_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "exit.toml"
+    for name in ("identity", "authorized"):
+        (tmp_path / name).write_text("nonsense\n")
+        (tmp_path / name).chmod(0o600)
+    text = 'listen = []\nmetrics = "0.0.0.0:9108"\n[websocket]\nlisten = "127.0.0.1:0"\n'
+    text += 'certificate = "cert"\nkey = "key"\n'
+    assert [re.split("[: ]", each)[0] for each in told(file, text)] == [
+        *("listen", "metrics", "identity", "authorized", "websocket.certificate")
+    ]
+
+
+def test_an_exit_that_has_no_file_is_as_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    directory = tmp_path / "cryprq"
+    directory.mkdir()
+    (directory / "authorized").touch()
+    for arguments in ((), ("--role", "exit")):
+        code, out, said = call(*arguments)
+        assert (code, said) == (0, "")
+        assert out == (
+            f"{directory}: there is no exit.toml, so all is as by default: nothing is wrong, for the exit\n"
+        )
+    (directory / "authorized").write_text("nonsense\n")
+    code, out, said = call()
+    assert (code, out) == (2, "") and f"{directory}/authorized: line 1" in said
+    # Beside a client it is looked at as well.
+    (directory / "client.toml").write_text(PEER)
+    code, out, said = call()
+    assert (code, out.count("\n"), said.count("\n")) == (2, 1, 1)
+    assert call("--role", "client")[0] == 0

@@ -6,6 +6,7 @@ own.py       the proxy of one person; what a join does for a service that waits 
 removal.py   uninstall and status
 units.py     which services there are, and the text of their units, made from the samples of configs/
 move.py      root's directory of the configuration, filled with what a person has tried out
+rehearsal.py what would keep the service from starting, found before anything is changed
 state.py     the first flights that a person's exit has answered, and root's directory of them
 ownership.py both directories, given to the user of the service
 manager.py   systemd or launchd, and what is done without either

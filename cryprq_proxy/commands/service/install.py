@@ -10,18 +10,19 @@ from typing import Final, NamedTuple
 
 from ...base import paths, systemd
 from ...base.deputy import act_as_owner
+from ...base.file_access import exists
 from ...base.log import one_line
 from ...base.owners import ROOT, user_name
 from ...base.paths import Role, callers_file, default_control_socket
 from ...base.program import to_run, to_run_as_root
 from ...base.systemd import Systemd, write
-from ...config.client import load_client
-from ...config.exit import authorized_file, load_exit
+from ...config.exit import load_exit
 from ...errors import ConfigError, CryprqError, reason_of
 from . import units
 from .manager import owner_for, prepare
-from .move import NAMES, Carry, carry, has_role, plan
+from .move import NAMES, Carry, carry, gather, has_role, plan
 from .ownership import NewOwner, check_givable, give
+from .rehearsal import rehearse
 from .state import StateOf
 from .units import SERVICES, Kind, Service, Start, check_ours, program, unit_text
 
@@ -196,7 +197,7 @@ def _to_carry(role: Role, source: Path | None, target: Path, ask: Ask) -> Carry 
         if found is None and role == "exit" and not callers_file("client.toml"):
             # It was tried without inviting anybody.
             found = callers_file("identity")
-        return None if found is None else plan(found.parent, target, role)
+        return None if found is None else _rehearsed(plan(found.parent, target, role), role)
     source = Path(os.path.abspath(source))
     if not source.is_dir():
         raise ConfigError(
@@ -205,7 +206,7 @@ def _to_carry(role: Role, source: Path | None, target: Path, ask: Ask) -> Carry 
     if os.path.realpath(source) == os.path.realpath(target):
         raise ConfigError(f"{target} is where services look already: call it without --from")
     _check_callers(source)
-    what = plan(source, target, role)
+    what = _rehearsed(plan(source, target, role), role)
     if target.is_dir() and any(target.iterdir()):
         if used := [service.unit for service, _ in installed() if service.role != role]:
             raise ConfigError(
@@ -216,6 +217,11 @@ def _to_carry(role: Role, source: Path | None, target: Path, ask: Ask) -> Carry 
             f"{target} has a configuration already, which would be kept beside it. Replace it by {source}?"
         ):
             raise CryprqError("nothing was changed")
+    return what
+
+
+def _rehearsed(what: Carry, role: Role) -> Carry:
+    rehearse(what.files, what.source, what.target, role)
     return what
 
 
@@ -231,12 +237,8 @@ def _check_callers(source: Path) -> None:
 def _check_valid(target: Path, role: Role) -> None:
     """Raise ConfigError if what root has there is damaged."""
     act_as_owner(target, everywhere=False)
-    file = target / f"{role}.toml"
-    if role == "client" and file.exists():
-        load_client(file)
-    elif role == "exit":
-        config = load_exit(file if file.exists() else None)
-        config.peers(authorized_file(file, config))
+    if role == "exit" or exists(target / "client.toml", "the configuration"):
+        rehearse(gather(target, target, role)[1], target, target, role)
 
 
 def _wants_packets(role: Role, what: Carry | None, target: Path) -> bool:

@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 
 from ...base.deputy import act_as_owner
 from ...base.file_access import access_for, exists, sync_directory, write_all
-from ...base.paths import MAX_LIST, Role, read_text
+from ...base.paths import Role, read_text
 from ...config.authorized import revoked_beside
 from ...config.client import ClientConfig, client_from
 from ...config.exit import ExitConfig, authorized_file, exit_from
@@ -27,6 +27,7 @@ from ...config.keys import load_identity
 from ...crypto.primitives import select_provider
 from ...errors import ConfigError, CryprqError, reason_of
 from ...pairing.invite_store import beside
+from ...rules.lists import MAX_FILE
 from .ownership import NewOwner
 
 NAMES: Final[dict[Role, tuple[str, ...]]] = {
@@ -36,6 +37,8 @@ NAMES: Final[dict[Role, tuple[str, ...]]] = {
 """What belongs to one role alone. The identity belongs to both."""
 _OWN_PLACES: Final = {"control_socket", "state_dir"}
 """Keys of paths that no file of the configuration is at."""
+_HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""What the units hide: ProtectHome=, and PrivateTmp=."""
 _PROBE: Final = ".cryprq-moves"
 
 
@@ -77,11 +80,26 @@ def plan(source: Path, target: Path, role: Role) -> Carry:
     directory that cannot be changed.
     """
     act_as_owner(source, everywhere=False)
+    config, files = gather(source, target, role)
+    if not files:
+        raise _nothing_in(source, role)
+    _check_changeable(source)
+    others = NAMES["exit" if role == "client" else "client"]
+    shared = any(exists(source / name, "the file") for name in others)
+    # The secrets last: whatever fails before, they are still there.
+    removed = [carried.name for carried in files if not shared or carried.name in NAMES[role]]
+    removed.sort(key=lambda name: name == _below(config.identity, source, source / f"{role}.toml"))
+    return Carry(source, target, tuple(files), tuple(removed))
+
+
+def gather(source: Path, target: Path, role: Role) -> tuple[ClientConfig | ExitConfig, list[CarriedFile]]:
+    """The configuration in `source`, and all files there that `role` uses, as they will be in `target`. Raises
+    ConfigError for what is damaged, and for files that a service does not see."""
     file = source / f"{role}.toml"
     text = read_text(file, "the configuration")[0] if exists(file, "the configuration") else ""
     config = _decode(text, file, role)
     if config is None:
-        raise ConfigError(f"there is nothing of this kind in {source}: no {' and no '.join(NAMES[role])}")
+        raise _nothing_in(source, role)
     names = [_below(path, source, file) for path in _files_of(config)]
     if isinstance(config, ExitConfig):
         listed = authorized_file(file, config)
@@ -91,21 +109,17 @@ def plan(source: Path, target: Path, role: Role) -> Carry:
         load_identity(select_provider(), config.identity)
     moved = text.replace(f'"{source}/', f'"{target}/').replace(f"'{source}/", f"'{target}/")
     again = _decode(moved, target / file.name, role)
-    if again is None or any(path.is_relative_to(source) for path in _files_of(again)):
+    if source != target and (again is None or any(path.is_relative_to(source) for path in _files_of(again))):
         raise ConfigError(f"{file} names its own directory: write those paths relative to the file")
     wanted = [name for name in dict.fromkeys(names) if name and exists(source / name, "the file")]
     files = [CarriedFile(name, _read(source / name)) for name in wanted]
     if text:
         files.insert(0, CarriedFile(file.name, moved.encode()))
-    if not files:
-        raise ConfigError(f"there is nothing of this kind in {source}: no {' and no '.join(NAMES[role])}")
-    _check_changeable(source)
-    others = NAMES["exit" if role == "client" else "client"]
-    shared = any(exists(source / name, "the file") for name in others)
-    # The secrets last: whatever fails before, they are still there.
-    removed = [carried.name for carried in files if not shared or carried.name in NAMES[role]]
-    removed.sort(key=lambda name: name == _below(config.identity, source, file))
-    return Carry(source, target, tuple(files), tuple(removed))
+    return config, files
+
+
+def _nothing_in(source: Path, role: Role) -> ConfigError:
+    return ConfigError(f"there is nothing of this kind in {source}: no {' and no '.join(NAMES[role])}")
 
 
 def _decode(text: str, file: Path, role: Role) -> ClientConfig | ExitConfig | None:
@@ -131,7 +145,7 @@ def _below(path: Path, source: Path, file: Path) -> str:
     path = Path(os.path.normpath(path))
     if path.is_relative_to(source):
         return str(path.relative_to(source))
-    if any(path.is_relative_to(home) for home in ("/home", "/root", "/run/user")):
+    if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
         raise ConfigError(
             f"{file} names {path}, which a service does not see: put that file beside {file.name} first"
         )
@@ -139,7 +153,8 @@ def _below(path: Path, source: Path, file: Path) -> str:
 
 
 def _read(path: Path) -> bytes:
-    return read_text(path, "the file", most=MAX_LIST)[0].encode()
+    # A list of names may be that large; all else has been read by its own bound before.
+    return read_text(path, "the file", most=MAX_FILE)[0].encode()
 
 
 def _check_changeable(source: Path) -> None:

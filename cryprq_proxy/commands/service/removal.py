@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Final
 
 from ...base import paths, systemd
 from ...base.log import one_line
@@ -15,6 +16,8 @@ from .install import drop_in_of, installed
 from .manager import launchd, on_macos
 from .own import own_unit, plist
 from .units import OWN_PROXY, SERVICES, Kind, Service, Start, check_ours
+
+FOREIGN: Final = "whoever has written it removes it"
 
 
 def remove(kind: Kind | None, own: bool) -> list[str]:
@@ -38,10 +41,10 @@ def remove(kind: Kind | None, own: bool) -> list[str]:
 
 
 def _remove(manager: Systemd, service: Service, unit: Path, configuration: Path) -> list[str]:
-    if not check_ours(unit):
+    if not check_ours(unit, FOREIGN):
         raise ConfigError(f"there is no {unit}: that service is not installed")
     drop_in = drop_in_of(unit)
-    more = check_ours(drop_in)
+    more = check_ours(drop_in, FOREIGN)
     if manager.runs():
         manager.stop(service.unit)
     try:
@@ -65,7 +68,7 @@ def _remove(manager: Systemd, service: Service, unit: Path, configuration: Path)
 
 def _remove_plist() -> list[str]:
     file = plist()
-    if not check_ours(file):
+    if not check_ours(file, FOREIGN):
         raise ConfigError(f"there is no {file}: the service is not installed")
     with contextlib.suppress(CryprqError):
         launchd("bootout", file)

@@ -73,9 +73,9 @@ def program() -> Path:
         raise ConfigError(
             f"the path of the program, {str(called)!a}, holds characters that no unit takes: move it"
         )
-    if any(called.is_relative_to(place) for place in _FLEETING):
+    if hidden := [place for place in _FLEETING if called.is_relative_to(place)]:
         raise ConfigError(
-            f"{called} is in a directory that services do not see: install the program elsewhere"
+            f"{called} is in {hidden[0]}, which services do not see: install the program elsewhere, as in /opt"
         )
     return called
 
@@ -167,8 +167,9 @@ def plist_text(called: Path, log: Path) -> str:
 # --- the files ---
 
 
-def check_ours(file: Path) -> bool:
-    """Whether there is a unit of ours at `file`. Raises ConfigError if there is another one."""
+def check_ours(file: Path, remedy: str = "move it away first") -> bool:
+    """Whether there is a unit of ours at `file`. Raises ConfigError if there is another one; `remedy` says what a
+    person may do about it."""
     if not os.path.lexists(file):
         return False
     if file.is_symlink() and os.readlink(file) == os.devnull:
@@ -176,7 +177,7 @@ def check_ours(file: Path) -> bool:
     text, _ = read_text(file, "the unit")
     if not text.startswith(MARK) and LABEL not in text:
         raise ConfigError(
-            f"{file} was not written by `{PROGRAM} service install`, so it is left alone: move it away first"
+            f"{file} was not written by `{PROGRAM} service install`, so it is left alone: {remedy}"
         )
     return True
 

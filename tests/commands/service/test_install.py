@@ -224,8 +224,10 @@ def unchanged(*directories: Path) -> Iterator[None]:
 def test_another_ones_unit(told: Told, capsys: Capture) -> None:
     unit("cryprq-exit").write_text("[Service]\nExecStart=/bin/true\n")
     with unchanged(systemd.UNIT_DIRECTORY, paths.ROOTS_CONFIG.parent):
-        assert "was not written by" in run(capsys, "install", "exit", code=2)
-        assert "was not written by" in run(capsys, "uninstall", "exit", code=2)
+        said = run(capsys, "install", "exit", code=2)
+        assert "was not written by" in said and "move it away first" in said
+        said = run(capsys, "uninstall", "exit", code=2)
+        assert "was not written by" in said and said.endswith(": whoever has written it removes it\n")
     assert told.words == []
 
 
@@ -239,6 +241,45 @@ def test_a_damaged_configuration(told: Told, capsys: Capture, name: str, text: s
     with unchanged(systemd.UNIT_DIRECTORY, paths.ROOTS_CONFIG):
         assert "client.toml" in run(capsys, "install", "proxy", code=2)
     assert told.words == []
+
+
+@needs_root
+@pytest.mark.parametrize("carried", [True, False], ids=["carried", "in place"])
+@pytest.mark.parametrize(
+    ("kind", "config", "wrong"),
+    [
+        ("exit", 'psk_file = "psk"\n', "exit.toml: psk_file: the key file {}/psk does not exist"),
+        ("exit", '[websocket]\nlisten = 8443\ncertificate = "c"\nkey = "c"\n', "websocket.certificate: "),
+        ("proxy", f'{PEER}user_file = "user"\n', "client.toml: user_file: the user file {}/user does not"),
+        ("proxy", f'{PEER}[[rule]]\nto = "block"\nlists = ["a"]\n', "rule[1].lists: "),
+        ("proxy", f'{PEER}[[rule]]\nto = "exit:vps"\nports = [1]\n', 'no exit called "vps"'),
+    ],
+)
+def test_a_configuration_with_which_nothing_would_start(
+    told: Told, capsys: Capture, tmp_path: Path, carried: bool, kind: str, config: str, wrong: str
+) -> None:
+    directory = tmp_path / "tried" if carried else paths.ROOTS_CONFIG
+    tried(directory)
+    (directory / f"{'exit' if kind == 'exit' else 'client'}.toml").write_text(config)
+    more = ("--from", str(directory)) if carried else ()
+    with unchanged(directory, paths.ROOTS_CONFIG.parent, systemd.UNIT_DIRECTORY):
+        said = run(capsys, "install", kind, *more, code=2)
+    assert wrong.format(directory) in said
+    assert told.words == []
+
+
+@needs_root
+def test_files_that_the_configuration_names_are_there_after_the_move(
+    told: Told, capsys: Capture, tmp_path: Path
+) -> None:
+    directory = tmp_path / "tried"
+    tried(directory)
+    (directory / "exit.toml").write_text(f'psk_file = "{directory}/psk"\n')
+    (directory / "psk").write_text("0" * 64)
+    (directory / "psk").chmod(0o600)
+    run(capsys, "install", "exit", "--from", str(directory))
+    assert (paths.ROOTS_CONFIG / "psk").stat().st_uid == 4_321
+    assert not list(paths.ROOTS_CONFIG.parent.glob(".*"))
 
 
 @needs_root
