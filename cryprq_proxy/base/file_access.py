@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from ..errors import ConfigError, reason_of
-from .owners import ROOT, others_can_write, require_own, user_name
+from .owners import ROOT, foreign_home, others_can_write, require_own, user_name
 
 type Mark = tuple[int, int, int, int] | None
 """Device, inode, time of the last change in ns, size; None if stat(2) fails."""
@@ -192,7 +192,8 @@ def exists(path: Path, what: str) -> bool:
     try:
         return access_for(path, what).exists(path)
     except OSError as error:
-        raise ConfigError(f"{what} {path} cannot be looked up: {reason_of(error)}") from None
+        whose = foreign_home() if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"{what} {path} cannot be looked up: {reason_of(error)}{whose}") from None
 
 
 # --- steps ---

@@ -53,6 +53,16 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
+def foreign_home() -> str:
+    """The end of a sentence about a file that is looked for in HOME: whose that is, if not this user's."""
+    home = os.environ.get("HOME", "")
+    try:
+        owner = os.stat(home).st_uid
+    except OSError:
+        return f"; HOME is {home}" if home else ""
+    return "" if owner == os.geteuid() else f"; HOME is {home}, of the user {user_name(owner)}"
+
+
 def others_can_write(mode: int, uid: int, gid: int) -> bool:
     """Whether more users than the owner can change it. A group in which the owner is alone counts for the owner."""
     return bool(mode & 0o002) or (bool(mode & 0o020) and not _is_private_group(uid, gid))

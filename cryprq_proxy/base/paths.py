@@ -10,6 +10,7 @@ A file counts only if nobody but its reader and root can change it; where it hol
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
@@ -50,8 +51,12 @@ def _place(variable: str, of_root: Path, in_home: str, remedy: str) -> Path:
     if os.geteuid() == ROOT:
         return of_root
     try:
-        return Path.home() / in_home / "cryprq"
-    except RuntimeError:
+        home = Path.home()
+        # It would be another place in each directory.
+        if not home.is_absolute():
+            home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+        return home / in_home / "cryprq"
+    except (RuntimeError, KeyError):
         raise ConfigError(f"there is no home directory {remedy}") from None
 
 
@@ -123,6 +128,11 @@ def read_text(path: Path, what: str, *, private: bool = False, most: int = MAX_F
     except IsADirectoryError:
         raise ConfigError(f"{what} {path} is a directory: name a file") from None
     except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise ConfigError(
+                f"{what} {path} is a link, which root does not follow in a directory of another user: put the file "
+                "itself there"
+            ) from None
         raise ConfigError(f"{what} {path} cannot be read: {reason_of(error)}") from None
     except ValueError:
         raise ConfigError(f"the path of {what} is invalid") from None

@@ -104,6 +104,17 @@ def client_alone(directory: Path) -> Path | None:
     return client if found else None
 
 
+def refuse_callers_keys(file: Path | None) -> None:
+    """Raise ConfigError where root has no identity, no `file` is named, and the person who called sudo has one."""
+    from ..base.paths import callers_file, default_identity
+
+    if file is None and not os.path.lexists(default_identity()) and (callers := callers_file("identity")):
+        raise ConfigError(
+            f"root has no identity at {default_identity()}, and yours is {callers}: call this without sudo, or name "
+            "the file"
+        )
+
+
 def ask(
     sockets: list[Path], command: str = "status", argument: str = "", timeout: float = ANSWER_SECONDS
 ) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import FILE
+from .common import FILE, refuse_callers_keys
 
 
 @click.command()
@@ -35,6 +35,7 @@ def id_(file: Path | None) -> None:
     from ..config.keys import load_identity
     from ..crypto.primitives import select_provider
 
+    refuse_callers_keys(file)
     file = default_identity() if file is None else file
     act_as_owner(file.parent)
     click.echo(load_identity(select_provider(), file).peer_id)

@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal, cast
 import msgspec
 
 from ..address import Destination
+from ..base.owners import foreign_home
 from ..base.paths import callers_file, default_control_socket, exposed
 from ..base.program import to_run
 from ..carriers.dial.upstream import UpstreamProxy
@@ -190,6 +191,6 @@ def client_from(text: str, source: Path, private: bool, flags: Mapping[str, obje
             )
         raise ConfigError(
             f'no exit is named: give --peer cryprq://PEERID@HOST:PORT, write peer = "cryprq://..." into {source}, '
-            f"or run {to_run('join')} with an invite"
+            f"or run {to_run('join')} with an invite{'' if text else foreign_home()}"
         )
     return build(ClientConfig, values, text, source)

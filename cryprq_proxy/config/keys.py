@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..base.core_dumps import forbid_core_dumps
 from ..base.file_access import access_for, exists
@@ -30,6 +30,29 @@ def choose_provider(choice: ProviderChoice) -> Provider:
             provider.name,
         )
     return provider
+
+
+class PlannedIdentity(NamedTuple):
+    """The identity of a role that starts. A new one is written by `keep`, when nothing can refuse the start any more:
+    else it would leave keys behind."""
+
+    identity: Identity
+    path: Path
+    new: bool
+
+    def keep(self) -> None:
+        """Raises ConfigError if it cannot be written, also where another role has made one meanwhile."""
+        if self.new:
+            save_identity(self.identity, self.path)
+            _log.info("a new identity is in %s: its peer id is %s", self.path, self.identity.peer_id)
+
+
+def plan_identity(provider: Provider, path: Path) -> PlannedIdentity:
+    """The identity in that file, else a new one. Raises ConfigError."""
+    if exists(path, _WHAT):
+        return PlannedIdentity(load_identity(provider, path), path, new=False)
+    forbid_core_dumps()
+    return PlannedIdentity(Identity.generate(provider), path, new=True)
 
 
 def own_identity(provider: Provider, path: Path) -> Identity:

@@ -92,7 +92,7 @@ async def run_client(
         stack.push_async_exit(tun.close)
         network = NO_NETWORK if tun is NO_TUN else tun
         slots = SlotPool()
-        make = entry_maker(parts.identity, parts.provider, slots, network, tun.resolve)
+        make = entry_maker(parts.identity.identity, parts.provider, slots, network, tun.resolve)
         exits = plan_exits(parts.exits, make, slots, failback=config.failback)
         dispatcher = Dispatcher(exits, parts.rules)
         running = RunningClient(
@@ -111,6 +111,7 @@ async def run_client(
         stack.push_async_callback(exits.stop)
         stack.callback(dispatcher.stop)
         await running.listen(stack, parts.listening)
+        parts.identity.keep()
         link = spawn(until_one_ends(keep_up(exits), spawn(tun.lost(), "tunnel device")), "link")
         if tun is NO_TUN:
             stack.callback(spawn(follow_addresses(exits), "addresses").cancel)

@@ -18,8 +18,7 @@ from ..carriers.lane.settings import LaneSettings
 from ..client.endpoint_memory import EndpointFile
 from ..client.exit_entry import PlannedExit
 from ..config.client import ClientConfig
-from ..config.keys import choose_provider, own_identity
-from ..crypto.identity import Identity
+from ..config.keys import PlannedIdentity, choose_provider, plan_identity
 from ..crypto.primitives import Provider
 from ..fronts.listener import ListenerSettings
 from ..process.file_watch import FileWatch
@@ -107,7 +106,7 @@ def listener_limits(config: ClientConfig) -> tuple[int, float]:
 class ClientParts(NamedTuple):
     """What is read before anything starts, so that a person hears first what to mend."""
 
-    identity: Identity
+    identity: PlannedIdentity
     provider: Provider
     rules: RuleSet
     planner: ExitPlanner
@@ -129,5 +128,5 @@ class ClientParts(NamedTuple):
         planner = ExitPlanner(config, config.lane_settings(), memories, plan.mark)
         exits = planner.plan(config, watch)
         listening = listener_settings(config)
-        identity = own_identity(provider, config.identity)
+        identity = plan_identity(provider, config.identity)
         return cls(identity, provider, rules, planner, exits, listening), plan

@@ -28,7 +28,7 @@ from ..base.program import to_run
 from ..base.tasks import spawn
 from ..base.text import counted
 from ..config.exit import ExitConfig, ExitLimitsTable
-from ..config.keys import choose_provider
+from ..config.keys import choose_provider, plan_identity
 from ..crypto.identity import PeerId
 from ..errors import ConfigError, CryprqError, reason_of
 from ..exit.egress_policy import EgressPolicy
@@ -37,7 +37,7 @@ from ..exit.flight_memory import kept_flights
 from ..exit.providers import NO_INVITES, NO_PACKETS, PacketNetwork
 from ..exit.settings import ExitSettings, WebSocketSettings
 from ..outbound.resolving.resolver import SystemResolver
-from ..pairing.invitation import exit_identity
+from ..pairing.invitation import refuse_lost_identity
 from ..pairing.invite_store import Redeemer
 from ..process.actions import Action
 from ..process.control import ControlServer, check_free
@@ -113,7 +113,9 @@ async def run_exit(
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     files = ExitFiles(read, watch, authorized)
     settings, names = exit_settings(config), files.peers(config)
-    identity, egress = exit_identity(provider, config, authorized), config.egress
+    if authorized is not None:
+        refuse_lost_identity(config, authorized)
+    planned, egress = plan_identity(provider, config.identity), config.egress
     policy = EgressPolicy(egress.allow, egress.deny, egress.only, config.allow_private, own_addresses())
     async with AsyncExitStack() as stack:
         recent = stack.enter_context(RecentErrors())
@@ -127,7 +129,7 @@ async def run_exit(
         invites = NO_INVITES if authorized is None else Redeemer(authorized)
         stack.callback(invites.close)
         flights = await alone.enter_async_context(kept_flights())
-        exit = Exit(identity, settings, names, policy, resolver, provider, network, invites, flights)
+        exit = Exit(planned.identity, settings, names, policy, resolver, provider, network, invites, flights)
         running = RunningExit(config, exit, names, authorized, files.again, stop.notifier, recent)
         actions: dict[str, Action] = {
             "reload": running.reload,
@@ -141,12 +143,13 @@ async def run_exit(
         stack.callback(passed.close)
         await running.listen(stack, passed)
         await running.serve_metrics(alone)
+        planned.keep()
         addresses = spawn(_follow_addresses(policy, network), "own addresses")
         work = spawn(until_one_ends(addresses, spawn(network.lost(), "exit's device")), "own addresses")
         stack.callback(work.cancel)
         read_again(stack, stop, running.reloader, watch)
         COLLECTOR.start()
-        running.log_ready(identity.peer_id)
+        running.log_ready(planned.identity.peer_id)
         stop.notifier.ready(lambda: exit_summary(*exit.counts()), Watchdog(exit.work))
         await stop.wait(work)
         await _end(stop, exit, network, alone, config.shutdown_grace, released)

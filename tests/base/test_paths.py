@@ -10,6 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from cryprq_proxy.base import paths
+from cryprq_proxy.base.file_access import FileAccess
+from cryprq_proxy.base.owners import user_name
 from cryprq_proxy.base.paths import (
     callers_file,
     config_dir,
@@ -17,7 +19,7 @@ from cryprq_proxy.base.paths import (
     default_control_socket,
     state_dir,
 )
-from cryprq_proxy.commands.common import refuse_callers_exit
+from cryprq_proxy.commands.common import refuse_callers_exit, refuse_callers_keys
 from cryprq_proxy.config.client import load_client
 from cryprq_proxy.errors import ConfigError
 
@@ -117,3 +119,58 @@ def test_root_leaves_the_runtime_directory_of_another_user_alone(
     assert default_control_socket("client") == Path("/run/cryprq/client.sock")
     monkeypatch.setattr(os, "geteuid", lambda: 4_321)
     assert default_control_socket("client") == tmp_path / "cryprq" / "client.sock"
+
+
+def test_a_home_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    owner = user_name(os.getuid())
+    with pytest.raises(ConfigError, match=f"no exit is named: .*; HOME is {tmp_path}, of the user {owner}$"):
+        load_client()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    with pytest.raises(ConfigError, match=f"permission denied; HOME is {tmp_path}, of the user {owner}$"):
+        load_client()
+
+
+def test_a_relative_home_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+    entry = pwd.struct_passwd(("ann", "x", 54_321, 54_321, "", "/home/ann", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry)
+    monkeypatch.setenv("HOME", "there")
+    assert paths.config_dir() == Path("/home/ann/.config/cryprq")
+
+
+def test_a_link_that_is_not_followed_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a directory of another user, whose files a deputy opens."""
+    (tmp_path / "dotfiles").write_text("")
+    (tmp_path / "exit.toml").symlink_to("dotfiles")
+    monkeypatch.setattr(paths, "access_for", lambda path, what: FileAccess(links=False))
+    with pytest.raises(
+        ConfigError, match=r"exit.toml is a link, which root does not follow .*: put the file"
+    ):
+        paths.read_text(tmp_path / "exit.toml", "the configuration")
+
+
+def test_the_id_of_the_person_who_called_sudo_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    entry = pwd.struct_passwd(("ann", "x", 1_000, 1_000, "", str(tmp_path), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: entry)
+    refuse_callers_keys(None)
+    own = tmp_path / ".config/cryprq/identity"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(ConfigError, match=f"no identity at .*, and yours is {own}: call this without sudo"):
+        refuse_callers_keys(None)
+    refuse_callers_keys(own)
+    paths.ROOTS_CONFIG.mkdir(parents=True)
+    (paths.ROOTS_CONFIG / "identity").touch()
+    refuse_callers_keys(None)

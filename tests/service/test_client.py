@@ -13,6 +13,7 @@ from itertools import cycle
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base.tasks import spawn
@@ -145,7 +146,7 @@ async def test_the_parts_are_read_from_the_configuration(files: RoleFiles) -> No
     assert plan is makes.made[0]
     assert makes.made[0].rules is parts.rules
     assert makes.made[0].asked == [], "nothing is started"
-    assert parts.identity.peer_id == files.client_id
+    assert parts.identity.identity.peer_id == files.client_id
     assert len(parts.rules.rules) == 1
     assert [exit.settings.peer for exit in parts.exits] == [files.exit_id, other]
     assert [exit.settings.mark for exit in parts.exits] == [FakeTun.mark, FakeTun.mark]
@@ -549,3 +550,16 @@ async def test_without_a_confirmation_everything_is_undone(files: RoleFiles) -> 
         await RunningRole(role(files.client(tables=TUN + "confirm = 0.01\n"), makes)).task
     assert not makes.made[0].fail_closed
     assert makes.made[0].asked[-1] == "close without control socket"
+
+
+async def test_a_start_that_is_refused_leaves_no_keys(files: RoleFiles) -> None:
+    config = structs.replace(files.client(), identity=files.directory / "new" / "identity")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = Destination("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(CryprqError, match="in use by another program"):
+            await RunningRole(role(structs.replace(config, listen=listen))).task
+    assert not config.identity.exists()
+    client = RunningRole(role(config))
+    await client.started()
+    assert config.identity.exists()
+    await client.end()

@@ -767,3 +767,19 @@ async def test_a_reload_waits_for_an_invite_that_is_being_used(files: RoleFiles)
         await running.reloader.reload()
         await redeem
         assert (await exit.status()).authorized == 1
+
+
+async def test_a_start_that_is_refused_leaves_no_keys(files: RoleFiles) -> None:
+    def started_by(config: ExitConfig) -> Role:
+        return lambda stop: run_exit(config, lambda: config, stop)
+
+    config = msgspec.structs.replace(files.exit(), identity=files.directory / "new" / "identity")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = (Destination("127.0.0.1", taken.getsockname()[1]),)
+        with pytest.raises(CryprqError, match="in use by another program"):
+            await RunningRole(started_by(msgspec.structs.replace(config, listen=listen))).task
+    assert not config.identity.exists()
+    exit = RunningRole(started_by(config))
+    await exit.started()
+    assert config.identity.exists()
+    await exit.end()
