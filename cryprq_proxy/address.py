@@ -167,6 +167,8 @@ def parse_host_port(text: str, default_port: int | None = None) -> Destination:
     """
     if len(text) > MAX_TEXT:
         raise AddressError(f"{text[:40]!r}... is too long for a host and a port")
+    if not text:
+        raise AddressError("expected a host and a port, as in example.com:443, got nothing")
     if "://" in text:
         raise AddressError(f"{text!r} has a scheme in front; write only host and port, as in example.com:443")
     literal = text.startswith("[")
@@ -189,6 +191,8 @@ def parse_host_port(text: str, default_port: int | None = None) -> Destination:
         return Destination(_parse_host(host), default_port)
     if not (port_text.isascii() and port_text.isdecimal() and len(port_text) <= 5) or int(port_text) > 0xFFFF:
         raise AddressError(f"{port_text!r} is not a port; ports are 0 to 65535")
+    if not host:
+        raise AddressError(f"{text!r} lacks a host in front of the colon, as in 127.0.0.1:{port_text or 443}")
     return Destination(_parse_host(host), int(port_text))
 
 

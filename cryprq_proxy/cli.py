@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -23,7 +24,7 @@ from click.core import ParameterSource
 
 from . import __version__
 from .base.log import describe, one_line, setup, write_behind
-from .base.program import PROGRAM, to_run
+from .base.program import PROGRAM
 from .commands import (
     check,
     completion,
@@ -36,6 +37,7 @@ from .commands import (
     pairing,
     run,
     tun,
+    usage,
 )
 from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
 from .commands.connect import command as connect
@@ -53,6 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 @click.group(
+    cls=usage.Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -189,8 +192,8 @@ def cli(
 
     loaded = load()
     setup(loaded.log_level, loaded.log_format)
-    if not loaded.tun.enabled and (yes or any(value not in (None, ()) for value in tun_flags.values())):
-        raise click.UsageError("--exclude, --include, --lan and their like need --tun")
+    if not loaded.tun.enabled and (alone := _given(context, (*_TUN_FLAGS, "yes"))):
+        raise click.UsageError(f"{alone} needs --tun")
     tunnel: MakeTun = no_tun
     if loaded.tun.enabled:
         from .service.system_wide import make_tunnel
@@ -216,13 +219,20 @@ _TUN_FLAGS: Final = (
 """Flags of the section [tun]."""
 
 
+def _given(context: click.Context, names: Container[str]) -> str:
+    """The first of these flags on the command line, or ""."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+        if given and parameter.name in names:
+            return parameter.opts[-1]
+    return ""
+
+
 def _refuse_misplaced(context: click.Context, command: str) -> None:
     """Raise UsageError: the client's flags have no effect in front of another command."""
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if given and name not in ("verbose", "log_format"):
-            raise click.UsageError(f"{parameter.opts[-1]} belongs behind {command!r}, if it has that flag")
+    others = {parameter.name or "" for parameter in context.command.params} - {"verbose", "log_format"}
+    if flag := _given(context, others):
+        raise click.UsageError(f"{flag} belongs behind {command!r}, if it has that flag")
 
 
 _COMMANDS: Final[tuple[click.Command, ...]] = (
@@ -303,7 +313,7 @@ def run_command(arguments: list[str] | None = None) -> int:
         return OK
     except click.ClickException as error:
         code = error.exit_code
-        _complain(f"{_sentence(error)}; see {to_run('--help')}" if code == WRONG_USAGE else _sentence(error))
+        _complain(usage.sentence(error) if isinstance(error, click.UsageError) else error.format_message())
         return code
     except ConfigError as error:
         _complain(describe(error))
@@ -326,19 +336,8 @@ def run_command(arguments: list[str] | None = None) -> int:
         return FAILED
 
 
-def _sentence(error: click.ClickException) -> str:
-    text = error.format_message().strip().removesuffix(".")
-    if isinstance(error, click.NoSuchOption) and error.ctx is not None and _takes_a_value(error.ctx.command):
-        text += "; if it is no option but a value, write it behind --"
-    return text[:1].lower() + text[1:]
-
-
-def _takes_a_value(command: click.Command) -> bool:
-    return any(isinstance(parameter, click.Argument) for parameter in command.params)
-
-
 def _complain(text: str) -> None:
-    line = f"{PROGRAM}: {one_line(text)}"
+    line = f"{PROGRAM}: {one_line(usage.without_secrets(text))}"
     if not write_behind(line):
         with contextlib.suppress(OSError, ValueError):
             click.echo(line, err=True)

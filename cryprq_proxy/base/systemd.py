@@ -82,7 +82,8 @@ class Systemd:
         done = self._call(*words)
         if done.returncode != 0:
             unit = words[-1]
-            why = one_line(done.stderr.strip().splitlines()[0] if done.stderr.strip() else "no reason given")
+            said = done.stderr.strip().splitlines()
+            why = one_line(said[0].removesuffix(".")) if said else "no reason given"
             see = "journalctl --user -u" if self.own else "journalctl -u"
             more = f"; `{see} {unit}` says more" if len(words) > 1 else ""
             raise CryprqError(f"`{self.control} {' '.join(words)}` failed: {why}{more}")

@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from .common import FILE
+from .usage import Commands
 
 WRONG: Final = 2
 """The exit code where something is to be mended."""
@@ -16,7 +17,7 @@ MOST: Final = 100
 """Sentences that are shown of one file."""
 
 
-@click.group("config")
+@click.group("config", cls=Commands)
 def config() -> None:
     """Check a configuration, or tell an editor what may stand in it."""
 

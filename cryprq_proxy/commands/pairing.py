@@ -12,9 +12,11 @@ import click
 
 from ..address import OWN_NAME
 from ..base.log import one_line
+from ..base.program import to_run
 from ..errors import ConfigError
 from . import completion
 from .common import FILE, act_for, client_alone, config_option, refuse_callers_exit
+from .usage import Commands
 
 if TYPE_CHECKING:
     from ..config.authorized import PeersFile
@@ -95,7 +97,7 @@ def invite(
         click.echo(f"note: {warning}", err=True)
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Commands, invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @config_option
 @click.pass_context
@@ -307,7 +309,7 @@ def join(
     except NotTakenOver as error:
         click.echo(f"note: {error}", err=True)
         return
-    click.echo(f"  cryprq-proxy check{_named(config)}\nor open http://{OWN_NAME}/ in a browser that uses it")
+    click.echo(f"  {to_run('check')}{_named(config)}\nor open http://{OWN_NAME}/ in a browser that uses it")
 
 
 def _ask_to_replace(old: ExitChoice, file: Path, *, asked: bool) -> None:
@@ -331,7 +333,7 @@ def _next_step(file: Path, config: Path | None) -> str:
         return f"{taken}\n\nSee through which exit it goes:"
     if config is None and (lines := after_join()):
         return "\n".join(["", *lines, "Try it:"])
-    return f"\nNow start the proxy:\n  cryprq-proxy{_named(config)}\nand see through which exit it goes:"
+    return f"\nNow start the proxy:\n  {to_run('').rstrip()}{_named(config)}\nand see through which exit it goes:"
 
 
 def _named(config: Path | None) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @config_option
 @identity_option
 @click.option(
-    "--listen", multiple=True, metavar="HOST:PORT", help="Where clients connect (default: 0.0.0.0:4433)."
+    "--listen", multiple=True, metavar="[HOST:]PORT", help="Where clients connect (default: 0.0.0.0:4433)."
 )
 @click.option("--allow", multiple=True, metavar="PEERID", help="Let this peer in; may be repeated.")
 @click.option("--authorized", metavar="F", help="A file with the peers to let in; SIGHUP reads it again.")
@@ -117,7 +117,7 @@ def _let_go(stop: Stop, parent: Parent, seconds: float) -> None:
 
 
 @click.command()
-@click.option("--listen", metavar="HOST:PORT", help="Where applications connect (default: 127.0.0.1:1080).")
+@click.option("--listen", metavar="[HOST:]PORT", help="Where applications connect (default: 127.0.0.1:1080).")
 @log_options
 @click.pass_context
 def demo(context: click.Context, listen: str | None, verbose: bool, log_format: str | None) -> None:

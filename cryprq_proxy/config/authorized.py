@@ -66,6 +66,8 @@ def check_name(name: str) -> str:
         raise ConfigError(
             f"{name!a} cannot name a peer: use printable characters without #, and no space at the ends"
         )
+    if name.startswith("-"):
+        raise ConfigError(f"{name!a} cannot name a peer: a name that begins with - looks like a flag")
     if _ID_LIKE.fullmatch(name):
         raise ConfigError("a peer's name must not look like a peer id")
     return name

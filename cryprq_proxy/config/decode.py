@@ -119,7 +119,8 @@ def parse_toml(text: str, source: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # The text of a recursion error is about Python; all others name the error and the line.
-        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        twice = str(error).replace("Cannot overwrite a value", "a key or table stands there twice")
+        reason = "too deeply nested" if isinstance(error, RecursionError) else twice
         raise ConfigError(f"{source}: not valid TOML: {reason}") from None
 
 

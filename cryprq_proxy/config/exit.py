@@ -9,7 +9,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from ..address import Destination, parse_host_port
+from ..address import Destination
 from ..base.file_access import exists
 from ..base.paths import config_dir, default_control_socket
 from ..base.sockets import CONNECT_TIMEOUT
@@ -26,14 +26,16 @@ from .decode import Text, build, count, decode_file, path, read_source, seconds,
 from .faults import refuse
 from .secret_files import read_psk, read_token
 from .tun import ExitTunTable, parse_prefix
-from .urls import parse_advertise, parse_listen_or_off, parse_public, parse_web_path
+from .urls import parse_advertise, parse_exit_listen, parse_listen_or_off, parse_public, parse_web_path
 
 _METRICS: Final = Text(parse_listen_or_off, 'a string like "127.0.0.1:9108", a port, or "off"', integers=True)
 _WEBSOCKET: Final = Text(
     parse_listen_or_off, 'a string like "127.0.0.1:8443", a port, or "off"', integers=True
 )
 _ADVERTISE: Final = Text(parse_advertise, 'a string like "203.0.113.7:4433"')
-_LISTEN: Final = Text(parse_host_port, 'a string like "0.0.0.0:4433", or a list of such', many=True)
+_LISTEN: Final = Text(
+    parse_exit_listen, 'a string like "0.0.0.0:4433", a port, or a list of such', many=True, integers=True
+)
 _PROXIES: Final = Text(parse_prefix, 'an address or prefix like "10.0.0.0/8", or a list of such', many=True)
 _PEERS: Final = Text(PeerId.parse, "a list of peer ids", many=True)
 _RULES: Final = Text(str, 'a list of strings like "10.0.0.0/8", "*.example.com" or ":25"', many=True)

@@ -25,6 +25,7 @@ class PeerUrl:
 
 
 _THIS_MACHINE: Final = "127.0.0.1"
+_EVERYWHERE: Final = "0.0.0.0"
 _CARRIERS: Final[Mapping[str, CarrierKind]] = {"cryprq": "tcp", "cryprq+ws": "ws", "cryprq+wss": "wss"}
 _PROXIES: Final[Mapping[str, Literal["socks5", "http"]]] = {
     "socks5": "socks5",
@@ -95,8 +96,17 @@ def _endpoint(text: str) -> Destination:
 
 def parse_listen(text: str) -> Destination:
     """Read "HOST:PORT", or a port alone, which means 127.0.0.1. Raises AddressError."""
+    return _parse_with_host(text, _THIS_MACHINE)
+
+
+def parse_exit_listen(text: str) -> Destination:
+    """Read "HOST:PORT", or a port alone, which means all IPv4 addresses of this machine. Raises AddressError."""
+    return _parse_with_host(text, _EVERYWHERE)
+
+
+def _parse_with_host(text: str, host: str) -> Destination:
     alone = text.isascii() and text.isdecimal()
-    return parse_host_port(f"{_THIS_MACHINE}:{text}" if alone else text)
+    return parse_host_port(f"{host}:{text}" if alone else text)
 
 
 def parse_listen_or_off(text: str) -> Destination | None:

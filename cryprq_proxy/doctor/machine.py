@@ -160,7 +160,7 @@ async def variables(context: Context) -> CheckVerdict:
     if dead:
         return fail("; ".join(dead), "start the proxy there, or: unset " + " ".join(found))
     if others:
-        return warn("; ".join(others), 'eval "$(cryprq-proxy env)" sets them to this proxy')
+        return warn("; ".join(others), f'eval "$({to_run("env")})" sets them to this proxy')
     return ok(f"{', '.join(found)} name this proxy")
 
 
@@ -199,21 +199,19 @@ async def desktop(context: Context) -> CheckVerdict:
     if mode == "none":
         return warn(
             "browsers that follow the desktop use no proxy",
-            "cryprq-proxy system-proxy on; or set the proxy in the browser itself",
+            f"{to_run('system-proxy on')}; or set the proxy in the browser itself",
         )
     if mode == "auto":
         url = await asyncio.to_thread(_gsetting, program, SCHEMA, "autoconfig-url") or ""
         admin = context.client_config.admin
         if admin is not None and url.startswith(f"http://{reachable(admin)}/"):
             return ok(f"the desktop uses this proxy's PAC file, {url}")
-        return warn(
-            f"the desktop uses another PAC file, {url or 'without a URL'}", "cryprq-proxy system-proxy on"
-        )
+        return warn(f"the desktop uses another PAC file, {url or 'without a URL'}", to_run("system-proxy on"))
     host = await asyncio.to_thread(_gsetting, program, f"{SCHEMA}.socks", "host") or ""
     number = await asyncio.to_thread(_gsetting, program, f"{SCHEMA}.socks", "port") or "0"
     set_to = Destination(host or "?", int(number) if number.isdecimal() and len(number) < 6 else 0)
     if not _same(set_to, ours):
-        return warn(f"the desktop uses another proxy, {set_to}", "cryprq-proxy system-proxy on")
+        return warn(f"the desktop uses another proxy, {set_to}", to_run("system-proxy on"))
     if not await _accepts(ours):
         return fail(f"the desktop uses this proxy, {ours}, but nothing answers there", "start cryprq-proxy")
     return ok(f"the desktop uses this proxy, {ours}")

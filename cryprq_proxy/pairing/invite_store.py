@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,7 +100,8 @@ class InviteStore:
             opened = [invite for invite in invites if not invite.peer]
             if any(invite.name == name for invite in opened):
                 raise ConfigError(
-                    f"there is an open invite for {one_line(name)} already; withdraw it with: invite --cancel NAME"
+                    f"there is an open invite for {one_line(name)} already; withdraw it with: "
+                    f"{to_run(f'invite --cancel {shlex.quote(one_line(name))}')}"
                 )
             if len(opened) >= MAX_OPEN:
                 raise ConfigError(

@@ -58,13 +58,11 @@ def test_a_refusal_is_one_sentence(own: bool, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(CryprqError) as error:
             do("x.service")
         assert str(error.value) == (
-            f"`systemctl{more} {words} x.service` failed: Job for x \\x1b failed.; "
+            f"`systemctl{more} {words} x.service` failed: Job for x \\x1b failed; "
             f"`journalctl{more} -u x.service` says more"
         )
         assert told[-1] == f"systemctl{more} {words} x.service"
-    with pytest.raises(
-        CryprqError, match=rf"^`systemctl{more} daemon-reload` failed: Job for x .* failed\.$"
-    ):
+    with pytest.raises(CryprqError, match=rf"^`systemctl{more} daemon-reload` failed: Job for x .* failed$"):
         manager.read_again()
 
 

@@ -95,6 +95,7 @@ def test_an_address_that_is_not_of_the_internet(tmp_path: Path, capsys: Capture)
         (["invite", "x", "--address", "a b"], "expected an address like exit.example:4433"),
         (["invite", "x", "--address", "https://a/b"], "expected"),
         (["invite", "x\x1b[2J"], "cannot name a peer"),
+        (["invite", "--", "--help"], "looks like a flag"),
         (["invite", "laptop"], "a peer has the name laptop already"),
         (["invite", "--cancel", "x"], "no open invite for x"),
         (["join", "nonsense"], "an invite ends with #"),
@@ -279,7 +280,7 @@ def test_from_nothing_to_a_proxy_and_out_again(own_directories: Path, tmp_path: 
         uri = made.stdout.strip()
         joined = call("join", uri, "--config", str(here))
         assert (joined.returncode, joined.stderr) == (0, "")
-        assert f"cryprq-proxy --config {here}" in joined.stdout
+        assert f"-m cryprq_proxy --config {here}" in joined.stdout
         assert "take the # away" not in joined.stdout, "the file was there before"
         exit.log.wait("used an invite and is on the list of peers now, as laptop")
         assert (config / "authorized").read_text().endswith(" laptop\n")

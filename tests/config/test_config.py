@@ -221,6 +221,8 @@ def test_relative_paths_start_at_the_file_but_those_of_flags_do_not(tmp_path: Pa
         ("listen = [1080]", 'listen: expected a string like "127.0.0.1:1080", or a port, got a list'),
         ("listen = 65536", "listen: '65536' is not a port; ports are 0 to 65535"),
         ("listen = -1", "listen: '-1' lacks a port"),
+        ("listen = ':1080'", "listen: ':1080' lacks a host in front of the colon, as in 127.0.0.1:1080"),
+        ("listen = ''", "listen: expected a host and a port, as in example.com:443, got nothing"),
         ("listen = '192.0.2.1'", "listen: '192.0.2.1' lacks a port, as in 192.0.2.1:443"),
         ("via = 1", "via: expected true or false, got the integer 1"),
         ("via = 'yes'", "via: expected true or false, got a string"),
@@ -258,6 +260,7 @@ def test_relative_paths_start_at_the_file_but_those_of_flags_do_not(tmp_path: Pa
         ("[rotation]\nx = 1", "rotation.x: unknown key; known keys are interval, records, bytes"),
         ('"\\u001b[1m" = 1\n', "'\\x1b[1m': unknown key; known keys are identity, psk_file, "),
         ("listen = ", "not valid TOML: Invalid value (at "),
+        ("listen = 1\nlisten = 2", "not valid TOML: a key or table stands there twice (at "),
         ("x = " + "[" * 5000, "not valid TOML: too deeply nested"),
         ("x = " + "1" * 5000, "not valid TOML: "),
         ("user = 'a:b'\nuser_file = 'u'", "user and user_file exclude each other; keep one of them"),
@@ -324,6 +327,18 @@ def test_a_port_alone_means_this_machine(key: str) -> None:
         assert getattr(read, key) == expected
     web = exit_peer("metrics = 9108\n[websocket]\nlisten = 8443")
     assert (web.metrics, web.websocket.listen) == (("127.0.0.1", 9108), ("127.0.0.1", 8443))
+
+
+def test_a_port_alone_of_the_exit_means_all_addresses() -> None:
+    everywhere = Destination("0.0.0.0", 4434)
+    for read in (
+        exit_peer("listen = 4434"),
+        exit_peer("listen = '4434'"),
+        exit_peer("", {"listen": ("4434",)}),
+    ):
+        assert read.listen == (everywhere,)
+    both = exit_peer("listen = [4434, '[::1]:4434']")
+    assert both.listen == (everywhere, Destination("::1", 4434))
 
 
 def test_a_peer_without_a_port_has_the_usual_one() -> None:

@@ -13,7 +13,7 @@ from ..common import FILE, config_option
 
 @click.command()
 @click.argument("host", shell_complete=completion.TARGETS)
-@click.argument("port")
+@click.argument("port", required=False)
 @click.option(
     "--proxy",
     metavar="HOST:PORT",
@@ -26,7 +26,9 @@ from ..common import FILE, config_option
     help="The file of mode 0600 with the NAME:PASSWORD that the proxy asks for (default: as configured).",
 )
 @config_option
-def connect(host: str, port: str, proxy: str | None, user_file: Path | None, config: Path | None) -> None:
+def connect(
+    host: str, port: str | None, proxy: str | None, user_file: Path | None, config: Path | None
+) -> None:
     """Join standard input and output to HOST:PORT, through the running client and its exit.
 
     For ssh, in ~/.ssh/config:
@@ -39,6 +41,11 @@ def connect(host: str, port: str, proxy: str | None, user_file: Path | None, con
     from ...errors import CryprqError
     from . import proxy_request, pump, running_proxy
 
+    if port is None:
+        raise click.UsageError(
+            "the port is missing: write it behind the host, as in connect example.com 443",
+            click.get_current_context(),
+        )
     if sys.stdin is None or sys.stdout is None:
         raise CryprqError("standard input or output is closed: connect reads the one and writes the other")
     streams = pump.Streams(sys.stdin.fileno(), sys.stdout.fileno())

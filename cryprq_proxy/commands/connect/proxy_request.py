@@ -43,7 +43,7 @@ def parse_target(host: str, port: str) -> Destination:
     except CryprqError as error:
         raise ConfigError(str(error)) from None
     if not target.port:
-        raise ConfigError("nothing listens on port 0")
+        raise ConfigError("nothing listens on port 0; ports are 1 to 65535")
     return target
 
 

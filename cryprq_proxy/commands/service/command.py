@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from ..common import FILE
+from ..usage import Commands
 
 if TYPE_CHECKING:
     from .units import Kind
 
 
-@click.group()
+@click.group(cls=Commands)
 def service() -> None:
     """Run exit, proxy or system-wide mode as a service: `service install`, `service uninstall`, `service status`."""
 

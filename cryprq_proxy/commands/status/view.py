@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...base.log import one_line
+from ...base.program import to_run
 from ...base.text import counted, duration, milliseconds, named_exit, nonzero, size
 from ...status import (
     ClientStatus,
@@ -99,7 +100,7 @@ def _client_rows(status: ClientStatus) -> Iterator[tuple[str, str]]:
         yield from _tun_rows(status.tun)
     yield from _packet_rows(packets or PacketLinkStatus(), status.tun)
     if status.admin:
-        yield "dashboard", f"{status.admin} (cryprq-proxy dashboard opens it)"
+        yield "dashboard", f"{status.admin} ({to_run('dashboard')} opens it)"
     yield from _process_rows(status)
 
 

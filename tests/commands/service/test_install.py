@@ -353,9 +353,7 @@ def test_a_start_that_fails_is_told_and_loses_nothing(told: Told, capsys: Captur
     peer_id = tried(paths.ROOTS_CONFIG)
     told.fails = "restart"
     said = run(capsys, "install", "exit", code=1)
-    assert (
-        "`systemctl restart cryprq-exit` failed: Job failed.; `journalctl -u cryprq-exit` says more" in said
-    )
+    assert "`systemctl restart cryprq-exit` failed: Job failed; `journalctl -u cryprq-exit` says more" in said
     os.chown(paths.ROOTS_CONFIG / "identity", 0, 0)
     os.chown(paths.ROOTS_CONFIG, 0, 0)
     assert str(load_identity(select_provider(), paths.ROOTS_CONFIG / "identity").peer_id) == peer_id
