@@ -25,9 +25,10 @@ def shell(name: str) -> str:
 
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with the scripts, and the program by its name first in PATH."""
+    """A directory with the scripts, and the program by its name first in PATH. It may take its time to answer."""
     program = tmp_path / "cryprq-proxy"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cryprq_proxy "$@"\n')
+    start = "from cryprq_proxy import cli; cli.completion.ANSWER_SECONDS = 60.0; cli.main()"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{start}' \"$@\"\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
