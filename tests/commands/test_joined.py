@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_the_client_that_runs_takes_the_exit_over_at_once(invite: str, file: Pat
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.endswith(
             "\nthe client that runs uses it from now on: 0 rules, 0 listed names, 2 exits (new: two)\n"
-            f"\nSee through which exit it goes:\n  cryprq-proxy check --config {file}\n"
+            f"\nSee through which exit it goes:\n  {sys.executable} -m cryprq_proxy check --config {file}\n"
             "or open http://cryprq.test/ in a browser that uses it\n"
         )
         running.log.wait("two: link up|exit two answers")
@@ -110,4 +111,4 @@ def test_a_client_with_another_file_is_left_alone(invite: str, file: Path, tmp_p
     with client(file):
         done = join(invite, other)
         assert done.returncode == 0
-        assert f"Now start the proxy:\n  cryprq-proxy --config {other}\n" in done.stdout
+        assert f"Now start the proxy:\n  {sys.executable} -m cryprq_proxy --config {other}\n" in done.stdout
