@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tomllib
 from pathlib import Path
 
 import click
@@ -334,7 +335,10 @@ def test_the_image_is_made_of_what_is_there_and_of_no_secret() -> None:
         if word == "COPY" and not rest.startswith("--from")
         for source in rest.split()[:-1]
     ]
-    assert {"requirements.txt", "pyproject.toml", "cryprq_proxy", "tun"} <= set(copied)
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"requirements.txt", "pyproject.toml", *built["packages"], *built["force-include"]}
+    needed |= {str(Path(file).parent) for file in built["shared-data"]}
+    assert needed <= set(copied), "what the wheel is built of"
     assert [source for source in copied if not (ROOT / source).exists()] == []
     assert "." not in copied
 
