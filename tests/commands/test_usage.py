@@ -116,6 +116,7 @@ PLAIN_NAMES = {
     "doctor/beyond.py": "the exit's machine",
     "doctor/reach.py": "the exit's machine",
     "doctor/start.py": "the exit's machine",
+    "errors.py": "the exit's machine",
     "fronts/http_failures.py": "applications",
     "pairing/invitation.py": "the other machine",
     "pairing/join.py": "a file that stays",
