@@ -44,7 +44,8 @@ class Stop:
         self.urgent = asyncio.Event()
         self.notifier = notifier or Notifier()
         self.reload: Callable[[], object] = self._end_unless_kept
-        """What SIGHUP does while the terminal is there; a role that can reload sets it."""
+        """What SIGHUP does while the terminal is there."""
+        self._reload_later = False
         self._terminal = has_terminal()
         self._kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
@@ -61,6 +62,19 @@ class Stop:
             self._signal()
         else:
             self.reload()
+
+    def hold_reload(self) -> None:
+        """For a role that can reload, but not yet: a SIGHUP from now on waits for `reload_by`."""
+        self.reload = self._remember
+
+    def _remember(self) -> None:
+        self._reload_later = True
+
+    def reload_by(self, reload: Callable[[], object]) -> None:
+        """Reload by that from now on, and at once if a SIGHUP waits for it."""
+        self.reload = reload
+        if self._reload_later:
+            reload()
 
     def _end_unless_kept(self) -> None:
         if not self._kept:

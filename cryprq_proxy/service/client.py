@@ -83,6 +83,7 @@ async def run_client(
     """The client until `stop`; with another `make_tun`, in system-wide mode. `read` gives the configuration as it is
     later, after a change of a file that `watch` has: it has the configuration already. `started`: by what that was
     made. Raises CryprqError and OSError."""
+    stop.hold_reload()
     watch = watch or FileWatch()
     parts, plan = await ClientParts.of(config, make_tun, watch)
     async with AsyncExitStack() as stack:

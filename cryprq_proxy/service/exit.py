@@ -110,6 +110,7 @@ async def run_exit(
     that come with an invite are written into the file `authorized`; None: invites are refused. `released` is called
     when another exit can start with the same configuration; open streams may go on for `shutdown_grace` after that.
     `started`: by what the configuration was made. Raises CryprqError and OSError."""
+    stop.hold_reload()
     provider, watch = choose_provider(config.provider), watch or FileWatch()
     files = ExitFiles(read, watch, authorized)
     settings, names = exit_settings(config), files.peers(config)

@@ -75,9 +75,10 @@ class ProcessStatus:
 
 
 def read_again[T](stack: AsyncExitStack, stop: Stop, reloader: Reloader[T], watch: FileWatch) -> None:
-    """From now until the stack ends: reload at a SIGHUP, and after a change of a file that `watch` has."""
+    """From now until the stack ends: reload at a SIGHUP, one that came before too, and after a change of a file that
+    `watch` has."""
     stack.callback(spawn(watch.run(reloader.quietly), "file watch").cancel)
-    stop.reload = lambda: spawn(reloader.quietly(), "reload")
+    stop.reload_by(lambda: spawn(reloader.quietly(), "reload"))
 
 
 def changed_keys(before: Struct, now: Struct) -> list[str]:

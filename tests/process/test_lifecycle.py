@@ -189,8 +189,15 @@ async def main():
     if "nohup" in sys.argv:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = Stop()
-    stop.reload = lambda: print("reload", flush=True)
     stop.listen()
+    if "later" in sys.argv:
+        stop.hold_reload()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)  # the loop hears of the signal by its own socket
+        while not stop._reload_later:
+            await asyncio.sleep(0)
+        print("waits", flush=True)
+    stop.reload_by(lambda: print("reload", flush=True))
     print("ready", flush=True)
     await stop.asked.wait()
     print("stop", flush=True)
@@ -227,6 +234,14 @@ def test_a_hangup_without_a_terminal_reads_files_again() -> None:
         assert said(process) == "ready"
         process.send_signal(signal.SIGHUP)
         assert said(process) == "reload"
+        process.send_signal(signal.SIGTERM)
+        assert said(process) == "stop"
+
+
+@pytest.mark.process
+def test_a_hangup_before_the_role_can_reload_waits_for_it() -> None:
+    with telling(subprocess.DEVNULL, "later") as process:
+        assert [said(process) for _ in range(3)] == ["waits", "reload", "ready"]
         process.send_signal(signal.SIGTERM)
         assert said(process) == "stop"
 
