@@ -16,6 +16,8 @@ async def peers(context: Context) -> CheckVerdict:
     config = context.exit_config
     listed = config.peers(authorized_file(context.file, config)).allowed
     if not listed:
+        if waits := _open_invites(context):
+            return ok(f"no client is on the list yet: it waits for {_first_of(waits)}")
         return fail("no client is on the list, so none is let in", f"invite one: {to_run('invite NAME')}")
     text = f"{counted(len(listed), 'client')} may come in"
     running = context.running_exit
@@ -28,12 +30,20 @@ async def peers(context: Context) -> CheckVerdict:
 
 
 async def invites(context: Context) -> CheckVerdict:
-    store = InviteStore(beside(authorized_file(context.file, context.exit_config)))
-    open_ones = store.open(context.now())
-    if not open_ones:
+    names = _open_invites(context)
+    if not names:
         return ok("no invite is open")
-    names = ", ".join(invite.name for invite in open_ones[:5])
-    return ok(f"{counted(len(open_ones), 'open invite')}: {names}")
+    return ok(f"{counted(len(names), 'open invite')}: {_first_of(names)}")
+
+
+def _open_invites(context: Context) -> list[str]:
+    """The name of each."""
+    store = InviteStore(beside(authorized_file(context.file, context.exit_config)))
+    return [invite.name for invite in store.open(context.now())]
+
+
+def _first_of(names: list[str]) -> str:
+    return ", ".join(names[:5])
 
 
 async def listeners(context: Context) -> CheckVerdict:

@@ -15,7 +15,7 @@ from cryprq_proxy.carriers.lane.udp_socket import SOCKET_BUFFER
 from cryprq_proxy.config.exit import exit_from
 from cryprq_proxy.doctor import exit_machine
 from cryprq_proxy.doctor.checks import CheckState, CheckVerdict, Context
-from cryprq_proxy.doctor.exit import invites
+from cryprq_proxy.doctor.exit import invites, peers
 from cryprq_proxy.doctor.exit_machine import buffers, clocks, descriptors, firewall, names, routes, target
 from cryprq_proxy.errors import StreamReason, StreamRefused
 from cryprq_proxy.outbound.resolving.host_configuration import HostConfiguration
@@ -36,6 +36,15 @@ async def test_an_invite_is_told_before_there_is_a_list_of_peers(tmp_path: Path)
     InviteStore(beside(tmp_path / "authorized")).create("laptop", 3600, 1000.0)
     found = await invites(asked)
     assert (found.state, found.text) == (CheckState.OK, "1 open invite: laptop")
+
+
+async def test_an_empty_list_is_no_failure_while_an_invite_is_open(tmp_path: Path) -> None:
+    asked = context(tmp_path, now=lambda: 1000.0)
+    assert (await peers(asked)).state is CheckState.FAIL
+    InviteStore(beside(tmp_path / "authorized")).create("laptop", 3600, 1000.0)
+    found = await peers(asked)
+    assert (found.state, found.text) == (CheckState.OK, "no client is on the list yet: it waits for laptop")
+    assert (await peers(context(tmp_path, now=lambda: 4601.0))).state is CheckState.FAIL, "the invite is over"
 
 
 # --- what lies beyond it ---
