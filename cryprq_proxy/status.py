@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from .errors import StreamReason, words_of
+
 type Counts = dict[str, int]
 """Name of a cause -> how often it occurred."""
 
@@ -487,6 +489,15 @@ class ResolverReport(Struct, kw_only=True, frozen=True):
 
     problem: _Words = ""
     seconds: _Moment = 0.0
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the resolver answers that there is no such name: it works, and knows no name of the Internet."""
+        return self.problem == words_of(StreamReason.NAME_NOT_FOUND)
+
+    @property
+    def works(self) -> bool:
+        return not self.problem or self.unknown
 
 
 class ExitReport(Struct, kw_only=True, frozen=True):

@@ -151,7 +151,7 @@ def judge_names(report: ExitReport, who: str, where: str, more: str = "") -> Che
     problem = report.resolver.problem
     if not problem:
         return ok(f"{who} finds names, one in {milliseconds(report.resolver.seconds)}")
-    if problem == words_of(StreamReason.NAME_NOT_FOUND):
+    if report.resolver.unknown:
         return warn(
             f"the resolver of {who} answers, and knows no name of the Internet",
             f"{where}name another server in /etc/resolv.conf, unless that is meant",

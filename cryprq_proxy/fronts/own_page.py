@@ -67,7 +67,7 @@ class Facts(Struct, frozen=True, kw_only=True):
         report = self.report
         if not self.up or report is None or self.names_problem:
             return False
-        return not report.resolver.problem and (report.ipv4.route or report.ipv6.route)
+        return report.resolver.works and (report.ipv4.route or report.ipv6.route)
 
 
 type TellFacts = Callable[[], Awaitable[Facts]]
@@ -103,7 +103,10 @@ def lines(facts: Facts, *, named: bool) -> list[tuple[str, str]]:
         seen = ipv6 = f"unknown: {facts.unasked}" if facts.unasked else "unknown"
     else:
         seen, ipv6 = _seen(report), "yes" if report.ipv6.route else "no: the exit has no route for it"
-        if report.resolver.problem:
+        if report.resolver.unknown:
+            whose = ", whose resolver" if named else ", and the exit's resolver"
+            names += f"{whose} knows no name of the Internet"
+        elif report.resolver.problem:
             names += f", but the exit's resolver fails: {report.resolver.problem}"
         if facts.names_problem:
             names += f"; of the programs that --tun routes none finds a name: {facts.names_problem}"

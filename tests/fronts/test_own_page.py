@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.errors import StreamReason
+from cryprq_proxy.errors import StreamReason, words_of
 from cryprq_proxy.fronts.own_page import OWN_PAGE, Checked, Facts, form, head, opens_page
 from cryprq_proxy.status import ExitReport, OutwardReport, ResolverReport
 from tests.support.http_fakes import Stage
@@ -152,6 +152,13 @@ def test_what_the_exit_tells(report: ExitReport, seen: str, ipv6: str, good: boo
     assert told["The world sees"].startswith(seen) and told["IPv6"].startswith(ipv6) and checked.good == good
     assert ("resolver fails: timed out" in told["Names"]) == bool(report.resolver.problem)
     assert not structs.replace(facts, up=False).good and not structs.replace(facts, report=None).good
+
+
+def test_a_resolver_that_answers_that_there_is_no_such_name_works() -> None:
+    problem = words_of(StreamReason.NAME_NOT_FOUND)
+    facts = structs.replace(FACTS, report=structs.replace(REPORT, resolver=ResolverReport(problem=problem)))
+    assert facts.good
+    assert "Names: are resolved at the exit, whose resolver knows no name of the Internet\n" in written(facts)
 
 
 # Through the proxy
