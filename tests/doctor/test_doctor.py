@@ -840,7 +840,7 @@ def test_an_exits_configuration_is_recognised(pair: Setup) -> None:
         done = call("doctor", "--config", str(pair.directory / "exit.toml"))
     assert (failures(done.stdout), done.stderr) == ([], "")
     assert "peers" in done.stdout and os.linesep + "ok   listeners" in done.stdout
-    (pair.directory / "exit.toml").write_text("listen = 7\n")
+    (pair.directory / "exit.toml").write_text("listen = true\n")
     done = call("doctor", "--config", str(pair.directory / "exit.toml"))
     assert "exit.toml: listen: expected" in done.stdout, (
         "the mistake is named, not what a client has no use for"
