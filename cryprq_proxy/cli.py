@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -186,11 +187,12 @@ def cli(
 
     watch, file = FileWatch(), config_dir() / "client.toml" if config is None else config
 
-    def load() -> ClientConfig:
+    def load(kept: bool = False) -> ClientConfig:
         watch.before_reading(file, anew=True)
-        return only_harmless(load_client(config, merged))
+        return only_harmless(load_client(config, merged, kept=kept))
 
     loaded = load()
+    again = partial(load, kept=file.is_file())
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and (alone := _given(context, (*_TUN_FLAGS, "yes"))):
         raise click.UsageError(f"{alone} needs --tun")
@@ -202,7 +204,7 @@ def cli(
         if not yes:
             tun.ask_before_cutting(loaded.tun)
     started = Started.of("client", file, merged)
-    run_process(lambda stop: run_client(loaded, load, stop, tunnel, watch, started=started))
+    run_process(lambda stop: run_client(loaded, again, stop, tunnel, watch, started=started))
 
 
 _TUN_FLAGS: Final = (

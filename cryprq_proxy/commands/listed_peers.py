@@ -20,11 +20,13 @@ from ..pairing.invitation import ExitHere
 from ..pairing.invite_store import Invite, InviteStore, beside
 from ..process.peers_pages import query_peers
 from ..status import PeerStatus
-from .status.tables import peers_table
+from .status.tables import crowd_lines, peers_table
 from .status.view import draw
 
 _FOR_IDS: Final = 160
 """Columns beyond which there is room for whole ids."""
+_CROWD: Final = 200
+"""Peers beyond which their table is not fitted to the width: that took 18 s for 5,000."""
 
 
 class PeersListing(NamedTuple):
@@ -87,7 +89,11 @@ class PeersListing(NamedTuple):
     def _figures(self, width: int) -> Iterator[str]:
         told = [peer for peer in self._allowed() if self._is_told(peer)]
         if told:
-            yield draw(peers_table("", told, width, len(told), ids=width > _FOR_IDS), width)
+            ids = width > _FOR_IDS
+            if len(told) > _CROWD:
+                yield from crowd_lines(told, width, ids=ids)
+            else:
+                yield draw(peers_table("", told, width, len(told), ids=ids), width)
         for peer in self._allowed():
             if not self._is_told(peer):
                 yield f"{named(peer.name, peer.peer_id)}  not told: ask again, or restart the exit"

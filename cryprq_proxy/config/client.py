@@ -21,6 +21,7 @@ from typing import Annotated, Final, Literal, cast
 import msgspec
 
 from ..address import Destination
+from ..base.file_access import exists
 from ..base.owners import foreign_home
 from ..base.paths import callers_file, default_control_socket, exposed
 from ..base.program import to_run
@@ -157,13 +158,24 @@ class ClientConfig(RoleConfig, frozen=True, kw_only=True):
         return self.limits_of_session(self.limits, self.limits.max_connections)
 
 
-def load_client(file: Path | None = None, flags: Mapping[str, object] | None = None) -> ClientConfig:
+def load_client(
+    file: Path | None = None, flags: Mapping[str, object] | None = None, *, kept: bool = False
+) -> ClientConfig:
     """The client's configuration from `file`, or from client.toml in the default directory if that exists.
 
     `flags` maps fields of ClientConfig to values of the command line, in the form of the file; None and () count as not
-    given. Raises ConfigError.
+    given. `kept`: the file was there before, so that it is what is missing. Raises ConfigError.
     """
-    return client_from(*read_source(file, "client.toml"), flags or {})
+    text, source, private = read_source(file, "client.toml")
+    try:
+        return client_from(text, source, private, flags or {})
+    except ConfigError:
+        if kept and not text.strip():
+            what = "empty" if exists(source, "the configuration") else "gone"
+            raise ConfigError(
+                f"{source} is {what}; write it again, or run {to_run('join')} with an invite"
+            ) from None
+        raise
 
 
 def client_from(text: str, source: Path, private: bool, flags: Mapping[str, object]) -> ClientConfig:

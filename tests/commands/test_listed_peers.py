@@ -48,6 +48,25 @@ def test_who_is_connected_since_when_and_from_where() -> None:
     assert max(len(line) for part in narrow for line in part.splitlines()) <= 80
 
 
+def test_a_crowd_is_shown_like_few_and_without_the_layout_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd = {PeerId(number.to_bytes(32)): f"peer{number}" for number in range(1, 5001)}
+    told = {
+        str(peer): PeerStatus(peer_id=str(peer), name=name, sessions=int(name == "peer4000"))
+        for peer, name in crowd.items()
+    }
+    few = dict(list(crowd.items())[3990:4000])
+    expected = shown(PeersListing(few, (), {}, (), told))
+
+    def refuse(*_: object) -> str:
+        raise AssertionError("rich lays thousands of rows out")
+
+    monkeypatch.setattr(listed_peers, "draw", refuse)
+    lines = shown(PeersListing(crowd, (), {}, (), told))
+    assert len(lines) == 5001
+    assert lines[:2] == expected[:2]
+    assert set(expected) <= set(lines)
+
+
 def test_whom_the_exit_has_not_told_of_and_who_is_revoked() -> None:
     listing = PeersListing({ONE: "laptop", TWO: NAMES[TWO]}, (THREE,), {TWO: "phone"}, (), seen(ONE))
     lines = shown(listing)

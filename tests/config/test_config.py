@@ -857,3 +857,20 @@ def test_metrics_beyond_loopback_need_a_token(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match="expected at least 16 characters"):
             exit_peer(f'metrics_token_file = "{file}"').metrics_token()
+
+
+@pytest.mark.parametrize(("text", "what"), [(None, "gone"), ("", "empty"), ("\n", "empty")])
+def test_a_file_that_was_there_is_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, what: str
+) -> None:
+    monkeypatch.setattr("cryprq_proxy.config.decode.config_dir", lambda: tmp_path)
+    file = tmp_path / "client.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"client\.toml is {what}; write it again, or run cryprq-proxy join"
+    ):
+        load_client(kept=True)
+    assert load_client(None, {"peer": f"cryprq://{ID}@exit.example:4433"}, kept=True).peer
+    with pytest.raises(ConfigError, match="no exit is named"):
+        load_client()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -136,6 +137,25 @@ def peers_table(
     title: str, peers: Sequence[PeerStatus], width: int, most: int = _PEERS, *, ids: bool = False
 ) -> Table:
     """The first `most` of the peers, those with sessions before the others; with `ids` there are whole ids too."""
+    columns, rows = _peers(peers, width, most, ids=ids)
+    return _table(title, columns, rows, fold="peer")
+
+
+def crowd_lines(peers: Sequence[PeerStatus], width: int, *, ids: bool) -> Iterator[str]:
+    """The same for thousands of peers, each in one line, which may be longer than `width`: rich would measure and wrap
+    for seconds."""
+    columns, rows = _peers(peers, width, len(peers), ids=ids)
+    lines = [columns, *(tuple(map(one_line, row)) for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def _peers(
+    peers: Sequence[PeerStatus], width: int, most: int, *, ids: bool
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns and the rows of a table of peers."""
     roomy, now = width >= _NARROW, time.time()
 
     def row(peer: PeerStatus) -> Iterator[str]:
@@ -158,7 +178,7 @@ def peers_table(
         rows.append((f"... and {len(peers) - most} more",))
     seen = ("last seen",) if roomy else ()
     columns = ("peer", "sessions", "connected", "from", *seen, "sent", "received", *(("id",) if ids else ()))
-    return _table(title, columns, rows, fold="peer")
+    return columns, rows
 
 
 def _peer(name: str, peer_id: str) -> str:
