@@ -117,7 +117,7 @@ def test_the_page_is_there_in_a_pause_and_without_a_link(stage: Stage) -> None:
     try:
         until(lambda: stage.links.status()["link"] != "up", "the link is down")
         page = curl(stage, *NAVIGATES).stdout
-        assert "; there is no link: " in page and "are resolved here" in page
+        assert "; there is no link: " in page and "unknown: there is no link" in page
     finally:
         stage.hosts.exit.ip("link set eth0 up")
 
