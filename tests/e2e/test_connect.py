@@ -140,9 +140,9 @@ def test_a_password_that_is_not_there(world: World, tmp_path: Path, echo_target:
     assert (done.returncode, done.stdout, done.stderr) == (0, "hi", "")
 
 
-def test_closed_streams(shared_world: World, client: Client) -> None:
-    command = shared_world.command("connect", "site.test", "1")
-    for closing in ("<&-", ">&-"):
+def test_closed_streams_are_like_the_null_device(shared_world: World, client: Client) -> None:
+    command = shared_world.command("connect", "--proxy", "127.0.0.1:1", "site.test", "1")
+    for closing in ("<&-", ">&-", "<&- >&-"):
         done = subprocess.run(
             ["bash", "-c", f'"$@" {closing}', "bash", *command],
             capture_output=True,
@@ -153,7 +153,8 @@ def test_closed_streams(shared_world: World, client: Client) -> None:
         )
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "cryprq-proxy: standard input or output is closed: connect reads the one and writes the other\n"
+            "cryprq-proxy: no proxy answers at 127.0.0.1:1 (connection refused): start the client, or say with --proxy "
+            "where it listens\n"
         )
 
 

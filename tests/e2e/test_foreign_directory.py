@@ -239,6 +239,7 @@ def test_a_running_service_names_only_what_its_user_can_open(
     sockets = own_directories / "run" / "cryprq"
     sockets.mkdir(parents=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(own_directories / ".config"))
+    good("keygen")
     with Program("exit", "--listen", "127.0.0.1:0", "--authorized", str(secret)) as exit:
         exit.log.wait("ready: ")
         assert f"secret ({str(ALICE)[:8]}...)" in good("peers")

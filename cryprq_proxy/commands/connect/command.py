@@ -38,7 +38,6 @@ def connect(
 
     Rules and the limits of the client hold, as for every application.
     """
-    from ...errors import CryprqError
     from . import proxy_request, pump, running_proxy
 
     if port is None:
@@ -46,8 +45,6 @@ def connect(
             "the port is missing: write it behind the host, as in connect example.com 443",
             click.get_current_context(),
         )
-    if sys.stdin is None or sys.stdout is None:
-        raise CryprqError("standard input or output is closed: connect reads the one and writes the other")
     streams = pump.Streams(sys.stdin.fileno(), sys.stdout.fileno())
     target = proxy_request.parse_target(host, port)
     asked = running_proxy.Proxy.find(proxy, user_file, config)
