@@ -96,16 +96,11 @@ async def run_client(
         make = entry_maker(parts.identity.identity, parts.provider, slots, network, tun.resolve)
         exits = plan_exits(parts.exits, make, slots, failback=config.failback)
         dispatcher = Dispatcher(exits, parts.rules)
-        running = RunningClient(
-            config,
-            exits,
-            make,
-            dispatcher,
-            tun,
-            lambda: load(read(), watch, parts.planner),
-            stop.notifier,
-            recent,
-        )
+
+        def again() -> Loaded:
+            return load(read(), watch, parts.planner)
+
+        running = RunningClient(config, exits, make, dispatcher, tun, again, stop.notifier, recent)
         control = ControlServer(config.control_socket, running.status, running.actions(started, watch))
         await control.start()
         stack.push_async_callback(control.stop)
