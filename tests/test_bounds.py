@@ -91,11 +91,14 @@ from cryprq_proxy.web import connections, events, history, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
 from tun import exit_network, journal
-from tun.device import device, linux, urgent
+from tun.device import device, urgent
 from tun.dns import cache, framed, https, lan_server
 from tun.dns import server as dns_server
-from tun.firewall import inbound, lockdown, own_page
-from tun.resolver import known_addresses, resolvconf
+from tun.firewall import inbound, own_page
+from tun.linux import device as linux
+from tun.linux.firewall import lockdown
+from tun.linux.resolver import resolvconf
+from tun.resolver import known_addresses
 from tun.routing import address_pool, lan
 
 OWN_PAGE_TIME = (
@@ -620,7 +623,7 @@ REACHED = {
     "addresses of an exit's name kept on disk": [
         "tun/resolver/test_known_addresses.py::test_what_is_learned_is_known_at_the_next_start"
     ],
-    "the filter of lockdown": ["tun/firewall/test_lockdown.py::test_a_file_without_end_takes_no_place"],
+    "the filter of lockdown": ["tun/linux/firewall/test_lockdown.py::test_a_file_without_end_takes_no_place"],
     "the journal": ["tun/test_journal.py::test_a_full_journal_takes_no_more"],
     "connections from outside that go on past the tunnel": [
         "tun/firewall/test_inbound.py::test_a_flood_of_connections_is_bounded"
@@ -629,7 +632,7 @@ REACHED = {
         "base/test_netlink.py::test_an_answer_without_end_is_left"
     ],
     "resolv.conf put back, until the next start": [
-        "tun/resolver/test_resolvconf.py::test_a_fight_ends_before_the_journal_grows_without_bound"
+        "tun/linux/resolver/test_resolvconf.py::test_a_fight_ends_before_the_journal_grows_without_bound"
     ],
     "warnings and errors kept for the status": ["process/test_recent_errors.py::test_the_newest_are_kept"],
     BESIDE_SUCCESSOR: [

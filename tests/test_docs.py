@@ -91,8 +91,9 @@ from tests.support.pages import (
 )
 from tun import settings as tun_settings
 from tun.device.urgent import MAX_URGENT
-from tun.firewall import nft, policy
-from tun.routing import route_rules as rules
+from tun.firewall import policy
+from tun.linux.firewall import nft
+from tun.linux.routing import route_rules as rules
 
 TOP = [README, CONTRIBUTING, CHANGELOG, SECURITY]
 PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "vectors" / "README.md"]

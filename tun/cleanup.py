@@ -17,14 +17,15 @@ from pathlib import Path
 from cryprq_proxy.base import leftovers
 from cryprq_proxy.errors import ConfigError, CryprqError
 
-from . import exit_network, sysctl
-from .firewall import nft
-from .firewall.lockdown import Lockdown, forget_mark
-from .firewall.nft import CLIENT, EXIT
+from . import exit_network
 from .journal import Journal, JournalInUse, Undoer, undo
-from .resolver.recovery import recover
-from .routing.pool_routes import delete_pool_routes
-from .routing.routes import delete_ours
+from .linux import sysctl
+from .linux.firewall import nft
+from .linux.firewall.lockdown import Lockdown, forget_mark
+from .linux.firewall.nft import CLIENT, EXIT
+from .linux.resolver.recovery import recover
+from .linux.routing.pool_routes import delete_pool_routes
+from .linux.routing.routes import delete_ours
 from .settings import CLIENT_JOURNAL, EXIT_JOURNAL
 from .tunnel import undoers
 

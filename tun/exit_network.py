@@ -5,7 +5,7 @@
 
 What a client may send is decided here, packet by packet: by the same policy as its connections, and inside the tunnel a
 ping of the exit and nothing else, or other clients where they are not isolated. The kernel's part is
-tun/firewall/exit_table.py: it translates addresses, and is a second line for the rest.
+tun/linux/firewall/exit_table.py: it translates addresses, and is a second line for the rest.
 
     start -> release: the device goes; table, routes and settings stand, as after a kill -> a successor takes them over
                                                                                          -> close: they are undone
@@ -38,18 +38,18 @@ from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.ranges import IPNetwork
 from cryprq_proxy.status import TunNetworkStatus
 
-from . import sysctl
 from .device.coalesce import UdpJoiner
-from .device.linux import Tun
 from .device.offload import COMPLETE, fit
 from .device.packets import ICMP, ICMP6, Drop, Packet, parse, prohibited
-from .exit_kernel import ExitKernel
-from .firewall import exit_table, nft
 from .journal import Journal, undo
+from .linux import sysctl
+from .linux.device import Tun
+from .linux.exit_kernel import ExitKernel
+from .linux.firewall import exit_table, nft
+from .linux.routing import pool_routes
+from .linux.routing.kernel_state import read_occupied
 from .reconciler import Reconciler
-from .routing import pool_routes
 from .routing.address_pool import AddressPool, free_pools
-from .routing.kernel_state import read_occupied
 from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SHARED4, ExitNetworkSettings
 
 _log = logging.getLogger(__name__)

@@ -32,17 +32,17 @@ from cryprq_proxy.status import Traffic, TunStatus
 
 from .device.coalesce import UdpJoiner
 from .device.kept import DeviceFact
-from .device.linux import MIN_MTU, Tun
 from .dns.blocklist import load
 from .dns.forwarder import Forwarder
 from .dns.server import DnsServer
 from .dns.setup import build
 from .firewall.kill_switch import KillSwitch
 from .firewall.own_page import OwnPage, ServePage
+from .linux.device import MIN_MTU, Tun
+from .linux.routing.routes import Routes
 from .reconciler import Reconciler
 from .resolver.setting import ResolverSetting
 from .routing.lan import Lan
-from .routing.routes import Routes
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
 

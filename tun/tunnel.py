@@ -37,29 +37,29 @@ from cryprq_proxy.rules.engine import RuleSet
 from cryprq_proxy.session.wire import MAX_TAKEN
 from cryprq_proxy.status import Traffic, TunStatus
 
-from . import sysctl
-from .device.linux import Tun
 from .dns.setup import check
-from .firewall import nft
-from .firewall.cgroups import check_cgroups, parts_of
 from .firewall.filter_settings import ExitEndpoint
 from .firewall.kill_switch import KillSwitch
-from .firewall.lockdown import Lockdown
 from .firewall.own_page import ServePage
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface, read_blocked
 from .journal import Journal, Undoer, undo
+from .linux import sysctl
+from .linux.device import Tun
+from .linux.firewall import nft
+from .linux.firewall.cgroups import check_cgroups, parts_of
+from .linux.firewall.lockdown import Lockdown
+from .linux.resolver import choose as resolver
+from .linux.routing import routes
+from .linux.routing.foreign_rules import ForeignRules
+from .linux.routing.kernel_state import read_lan
+from .linux.routing.routes import Routes, rules_in_front
 from .reconciler import Reconciler
-from .resolver import choose as resolver
 from .resolver.bootstrap import Bootstrap, resolve_early
 from .resolver.known_addresses import FILE, KnownAddresses
 from .resolver.setting import ResolverSetting
-from .routing import routes
 from .routing.exit_endpoints import ExitEndpoints
-from .routing.foreign_rules import ForeignRules
-from .routing.kernel_state import read_lan
 from .routing.lan import Network
-from .routing.routes import Routes, rules_in_front
 from .routing.tunnel_addresses import TunnelAddresses
 from .settings import CLIENT_JOURNAL, MTU, TunnelSettings
 

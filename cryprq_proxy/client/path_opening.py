@@ -20,14 +20,7 @@ from typing import NamedTuple, Protocol
 
 from ..base.clock import clock
 from ..base.faults import is_fault
-from ..carriers.admission import (
-    HANDSHAKE_TIMEOUT,
-    Admission,
-    AnyClientHandshake,
-    claim,
-    introduce,
-    join,
-)
+from ..carriers.admission import HANDSHAKE_TIMEOUT, Admission, AnyClientHandshake, claim, introduce, join
 from ..carriers.carrier import Carrier, CarrierOwner
 from ..carriers.dial.endpoint import Endpoint
 from ..crypto.client_handshake import ClientHandshake, ShortClientHandshake

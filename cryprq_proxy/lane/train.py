@@ -20,16 +20,7 @@ from typing import Final, NamedTuple
 
 from ..crypto.primitives import Buffer, InvalidTag
 from .joining import TOP, Room
-from .layout import (
-    HEADER,
-    OVERHEAD,
-    SLICE,
-    STREAM,
-    STREAM_ASK,
-    STREAM_HEADER,
-    STREAM_OVERHEAD,
-    STREAM_SIZE,
-)
+from .layout import HEADER, OVERHEAD, SLICE, STREAM, STREAM_ASK, STREAM_HEADER, STREAM_OVERHEAD, STREAM_SIZE
 from .slices import (
     FLAGS_MASK,
     KIND_MASK,

@@ -11,7 +11,7 @@ from ..errors import CryprqError
 from ..status import AskedExit, OpenConnection, Status, Traffic
 
 MAX_PAUSE: Final = 3600
-"""Seconds of a pause; the packet filter (tun/firewall/filter.py) opens for no longer either."""
+"""Seconds of a pause; the packet filter (tun/linux/firewall/filter.py) opens for no longer either."""
 
 type Action = Callable[[str], Awaitable[Mapping[str, object] | Struct]]
 """Carries out a command of the control socket, with its argument. Raises CryprqError with the reason if it fails."""

@@ -65,7 +65,7 @@ def cut_by_start(table: TunTable) -> list[str]:
     if sys.platform != "linux" or os.geteuid() or table.inbound == "keep" or table.confirm:
         return []
     from tun.firewall.inbound import cut_connections, observe
-    from tun.routing.kernel_state import read_lan
+    from tun.linux.routing.kernel_state import read_lan
 
     settings = tunnel_settings(table)
     try:
@@ -149,9 +149,9 @@ def lock_down(config: ClientConfig, rules: RuleSet, say: Callable[[str], None]) 
     """Hold everything in from now on while no client runs, from before the network comes. Raises CryprqError."""
     _need_linux_and_root("lockdown")
     plan = make_tunnel(config, rules)
-    from tun.firewall import nft
-    from tun.firewall.lockdown import FILE
-    from tun.firewall.lockdown_switch import turn_on
+    from tun.linux.firewall import nft
+    from tun.linux.firewall.lockdown import FILE
+    from tun.linux.firewall.lockdown_switch import turn_on
 
     file = config.tun.state_dir / FILE
     # First, as it does nothing without the file: so a boot finds both or none.
@@ -173,7 +173,7 @@ def lock_down(config: ClientConfig, rules: RuleSet, say: Callable[[str], None]) 
 def lift_lockdown(state: Path, say: Callable[[str], None]) -> None:
     """The end of it. Works without a configuration, and where only a part of it is there. Raises CryprqError."""
     _need_linux_and_root("lockdown")
-    from tun.firewall.lockdown_switch import turn_off
+    from tun.linux.firewall.lockdown_switch import turn_off
 
     was_on = turn_off(state)
     lockdown_unit.remove()

@@ -23,14 +23,7 @@ from cryprq_proxy.client.kept_session import PROOF_SECONDS
 from cryprq_proxy.client.requests import NOWHERE, ClientObserver, StreamRequest
 from cryprq_proxy.client.rest import SOON_SECONDS
 from cryprq_proxy.crypto.identity import Identity
-from cryprq_proxy.errors import (
-    CarrierError,
-    CloseReason,
-    CryprqError,
-    PeerError,
-    StreamReason,
-    StreamRefused,
-)
+from cryprq_proxy.errors import CarrierError, CloseReason, CryprqError, PeerError, StreamReason, StreamRefused
 from cryprq_proxy.exit.providers import Redeemed
 from cryprq_proxy.lane.slices import Run, Shape
 from cryprq_proxy.rules.ranges import IPNetwork

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["tun", "cryprq_proxy", "json"]):
     from cryprq_proxy.errors import CryprqError
     from tun.journal import parse
-    from tun.sysctl import undo_sysctl
+    from tun.linux.sysctl import undo_sysctl
 
 NOWHERE = Path(tempfile.gettempdir(), "no", "such", "sysctls")
 PIECES = (

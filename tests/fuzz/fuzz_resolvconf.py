@@ -11,7 +11,7 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 with atheris.instrument_imports(include=["cryprq_proxy", "tun"]):
     from cryprq_proxy.base.resolv_conf import MAX_NAMESERVERS, nameservers
-    from tun.resolver.resolvconf_text import render
+    from tun.linux.resolver.resolvconf_text import render
 
 OURS = ("198.18.255.53", "fd63:7279:7071::53")
 

@@ -14,7 +14,7 @@ from tests.support.lab.filters import counted
 from tests.support.lab.net import LONG, SILENCE, Lab, Namespace
 from tests.support.lab.paths import Cable, family, open_tun
 from tests.support.settings import exit_network_settings
-from tun.firewall import exit_table, nft
+from tun.linux.firewall import exit_table, nft
 from tun.settings import ExitNetworkSettings
 
 TUN = "cryprq-exit0"

@@ -17,10 +17,10 @@ import pytest
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError
 from tests.support.lab.net import RESOLVER, Lab, Namespace
-from tun.resolver import choose as resolver
+from tun.linux.resolver import choose as resolver
+from tun.linux.resolver.resolvconf import ResolvConf
+from tun.linux.resolver.resolvconf_files import RESOLV_CONF
 from tun.resolver.bootstrap import Bootstrap, BootstrapError
-from tun.resolver.resolvconf import ResolvConf
-from tun.resolver.resolvconf_files import RESOLV_CONF
 
 MARK = 0x6372
 OURS = ("198.18.255.53", "fd63:7279:7071::53")

@@ -22,13 +22,13 @@ from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.lab.net import LONG, NETNS, SILENCE, Lab, Namespace
 from tests.support.settings import tunnel_settings
-from tun import sysctl
 from tun.journal import Entry, Journal, undo
+from tun.linux import sysctl
+from tun.linux.routing import routes
+from tun.linux.routing.kernel_state import read_lan, read_uplinks
+from tun.linux.routing.routes import Routes
 from tun.reconciler import Reconciler
-from tun.routing import routes
-from tun.routing.kernel_state import read_lan, read_uplinks
 from tun.routing.lan import Lan, Network, Uplink
-from tun.routing.routes import Routes
 from tun.settings import TunnelSettings
 
 MARK = 0x6372

@@ -22,7 +22,7 @@ from tests.support.lab.links import PORT, Links, Role
 from tests.support.lab.net import LONG, Namespace, until
 from tests.support.lab.noise import Noise
 from tests.support.lab.server import FarServer
-from tun.firewall.nft import program
+from tun.linux.firewall.nft import program
 
 QUIET: Settings = {"log_level": "info"}
 LOCKED = "lockdown is on, so nothing gets out until --tun runs"

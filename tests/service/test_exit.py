@@ -42,12 +42,7 @@ from cryprq_proxy.process.recent_errors import RecentErrors
 from cryprq_proxy.process.sd_notify import Notifier
 from cryprq_proxy.service import exit as exit_module
 from cryprq_proxy.service.client import run_client
-from cryprq_proxy.service.exit import (
-    RunningExit,
-    no_network,
-    nobody_waits,
-    run_exit,
-)
+from cryprq_proxy.service.exit import RunningExit, no_network, nobody_waits, run_exit
 from cryprq_proxy.service.exit_files import MAX_PEERS_NAMED, LoadedExit
 from cryprq_proxy.status import ClientStatus, ExitStatus, PeerStatus
 from cryprq_proxy.web import server as web_server

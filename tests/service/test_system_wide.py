@@ -31,15 +31,16 @@ from cryprq_proxy.service.system_wide import (
     start_network,
 )
 from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
-from tun import cleanup, sysctl
-from tun.firewall import lockdown_switch, nft
+from tun import cleanup
 from tun.firewall.inbound import Inbound, InboundConnection
-from tun.firewall.lockdown import FILE as LOCKDOWN_FILE
 from tun.firewall.policy import Policy
 from tun.journal import Entry, Journal
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import CanaryTargets
 from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
+from tun.linux import sysctl
+from tun.linux.firewall import lockdown_switch, nft
+from tun.linux.firewall.lockdown import FILE as LOCKDOWN_FILE
 from tun.routing.lan import Lan
 from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL, TunnelSettings
 from tun.tunnel import TunnelPlan
@@ -107,7 +108,7 @@ def test_nothing_is_cut_where_a_setting_has_settled_it(
 
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("tun.firewall.inbound.observe", observe)
-    monkeypatch.setattr("tun.routing.kernel_state.read_lan", read_lan)
+    monkeypatch.setattr("tun.linux.routing.kernel_state.read_lan", read_lan)
     assert cut_by_start(TunTable()) == ["203.0.113.9"]
     assert cut_by_start(TunTable(**settled)) == []
 
@@ -575,5 +576,5 @@ def test_no_connection_is_cut_where_the_kernel_cannot_be_asked(
     async def read_lan(own: str) -> Lan:
         raise CryprqError("the kernel does not answer")
 
-    monkeypatch.setattr("tun.routing.kernel_state.read_lan", read_lan)
+    monkeypatch.setattr("tun.linux.routing.kernel_state.read_lan", read_lan)
     assert system.cut_by_start(TunTable()) == []

@@ -7,13 +7,7 @@ from math import inf
 import pytest
 
 from cryprq_proxy.errors import CarrierError, CloseReason
-from cryprq_proxy.session.liveness import (
-    AGAIN_SECONDS,
-    OVERDUE,
-    SMOOTHING,
-    UNKNOWN_ROUND_TRIP,
-    Liveness,
-)
+from cryprq_proxy.session.liveness import AGAIN_SECONDS, OVERDUE, SMOOTHING, UNKNOWN_ROUND_TRIP, Liveness
 from tests.support.links import Link
 from tests.support.settings import session_limits
 

@@ -12,14 +12,7 @@ from cryprq_proxy.crypto.client_handshake import ClientHandshake, ShortClientHan
 from cryprq_proxy.crypto.exit_handshake import ExitHandshake
 from cryprq_proxy.crypto.identity import Identity
 from cryprq_proxy.crypto.payloads import Claim
-from cryprq_proxy.crypto.primitives import (
-    Cipher,
-    Entropy,
-    KemKey,
-    MldsaKey,
-    select_provider,
-    system_entropy,
-)
+from cryprq_proxy.crypto.primitives import Cipher, Entropy, KemKey, MldsaKey, select_provider, system_entropy
 from cryprq_proxy.errors import HandshakeError, LocalError
 
 AES, CHACHA = Cipher.AES_256_GCM, Cipher.CHACHA20_POLY1305

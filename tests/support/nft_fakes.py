@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tun.firewall.nft import UnreadableAnswer
+from tun.linux.firewall.nft import UnreadableAnswer
 
 _TABLE = re.compile(r"^table inet (\w+) \{$", re.MULTILINE)
 _CHAIN = re.compile(r"^ *chain (\w+) \{$", re.MULTILINE)

@@ -23,14 +23,15 @@ from cryprq_proxy.exit.egress_policy import EgressPolicy
 from cryprq_proxy.lane.slices import HEADROOM, NEEDS_CSUM, TCP4, Run, Shape
 from cryprq_proxy.status import DeviceStatus, TunNetworkStatus
 from tests.support.settings import exit_network_settings
-from tun import exit_kernel, exit_network, sysctl
-from tun.device.linux import Tun
+from tun import exit_network
 from tun.device.packets import Drop, datagram, parse
 from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
-from tun.firewall import exit_table, nft
 from tun.journal import Journal
+from tun.linux import exit_kernel, sysctl
+from tun.linux.device import Tun
+from tun.linux.firewall import exit_table, nft
+from tun.linux.routing import pool_routes
 from tun.reconciler import Fact
-from tun.routing import pool_routes
 from tun.routing.address_pool import Occupied
 from tun.routing.lan import Uplink
 from tun.settings import EXIT_JOURNAL

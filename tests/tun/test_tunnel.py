@@ -28,18 +28,19 @@ from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, RepairStatus, TunRules, TunStatus
 from tests.support.settings import tunnel_settings
 from tun import interface, tunnel
-from tun.device.linux import MIN_MTU, Tun
 from tun.dns.names import from_text
-from tun.firewall import kill_switch, nft
+from tun.firewall import kill_switch
 from tun.firewall.filter_settings import FilterSettings
 from tun.firewall.inbound import NOT_KEPT
-from tun.firewall.lockdown import AtRest
-from tun.firewall.marks import FIRST_MARKS
 from tun.journal import Journal
+from tun.linux.device import MIN_MTU, Tun
+from tun.linux.firewall import nft
+from tun.linux.firewall.lockdown import AtRest
+from tun.linux.firewall.marks import FIRST_MARKS
+from tun.linux.routing.routes import KIND as ROUTING
 from tun.resolver.known_addresses import KnownAddresses
 from tun.routing.exit_endpoints import MAX_ADDRESSES
 from tun.routing.lan import Lan
-from tun.routing.routes import KIND as ROUTING
 from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD
 from tun.tunnel import Tunnel, TunnelPlan
 
@@ -99,7 +100,7 @@ class Machine:
             monkeypatch.setattr(module, "Reconciler", FakeReconciler)
         monkeypatch.setattr(interface, "build", build)
         monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
-        monkeypatch.setattr("tun.resolver.choose.choose", choose)
+        monkeypatch.setattr("tun.linux.resolver.choose.choose", choose)
         monkeypatch.setattr(leftovers, "claimed", lambda role: contextlib.nullcontext())
         monkeypatch.setattr(forwarder_port, "open_to_all", lambda: self.open_port)
         monkeypatch.setattr(nft, "is_left_over", lambda table: machine.left_over)

@@ -1,8 +1,8 @@
 """A device for IP packets: the packets of this machine as bytes in a buffer, and back.
 
 `PacketDevice` is what a device does everywhere: read a file descriptor when the loop says that it is readable, hand
-each packet to one callback, count. linux.py and macos.py say how the system makes one and what stands in
-front of its packets.
+each packet to one callback, count. tun/linux/device.py and tun/macos/device.py say how the system makes one and what
+stands in front of its packets.
 
 The kernel's queue holds 1,000 packets, which is right for small ones and 60 MB of super-packets: a ping behind them
 would wait for all. So the device is read empty at once, as the lane's socket is (carriers/lane/inbox.py). Small packets

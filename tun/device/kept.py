@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..linux.device import Tun
 from ..reconciler import Fact
-from .linux import Tun
 
 
 class DeviceFact(Fact):

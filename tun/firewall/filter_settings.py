@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
-from .cgroups import Cgroup
+from ..linux.firewall.cgroups import Cgroup
+from ..linux.firewall.nft import name
+from ..linux.firewall.user_rules import FilterRules
 from .inbound import Address
-from .nft import name
-from .user_rules import FilterRules
 
 _LAST_MARK: Final = 0xFFFFFFFF
 

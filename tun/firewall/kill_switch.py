@@ -23,17 +23,17 @@ from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import KillSwitchStatus
 
 from ..journal import Record
+from ..linux.firewall.cgroups import present
+from ..linux.firewall.filter import Filter
+from ..linux.firewall.lockdown import Lockdown
+from ..linux.firewall.nft import NftError
 from ..reconciler import Fact
 from ..routing.exit_endpoints import ExitEndpoints
 from ..routing.lan import Lan, Network
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
-from .cgroups import present
 from .deletions import Deletions
-from .filter import Filter
 from .filter_settings import FilterSettings, PagePlace
-from .lockdown import Lockdown
-from .nft import NftError
 from .policy import Policy
 
 _log = logging.getLogger(__name__)

@@ -31,8 +31,8 @@ from cryprq_proxy.rules.syntax import Rule, Verdict, shown
 from cryprq_proxy.status import TunRules
 
 from ..dns.names import labels
-from .nft import prefixes
-from .user_rules import DNS_PORTS, FilterRule, FilterRules
+from ..linux.firewall.nft import prefixes
+from ..linux.firewall.user_rules import DNS_PORTS, FilterRule, FilterRules
 
 MAX_SHOWN: Final = 256
 """Prefixes in the status."""

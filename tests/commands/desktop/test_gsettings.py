@@ -14,14 +14,7 @@ import pytest
 
 from cryprq_proxy.address import Destination, reachable
 from cryprq_proxy.cli import run_command
-from cryprq_proxy.commands.desktop.environment import (
-    NAMES,
-    SHELLS,
-    exports,
-    shell_of,
-    unsets,
-    variables,
-)
+from cryprq_proxy.commands.desktop.environment import NAMES, SHELLS, exports, shell_of, unsets, variables
 from cryprq_proxy.commands.desktop.gsettings import SCHEMA, automatic, manual, state_file, turn_off, turn_on
 from cryprq_proxy.errors import ConfigError, CryprqError
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.lab.links import Links
 from tests.support.logged import ROOT
-from tun.firewall.marks import KIND_MASK, MarkKind
+from tun.linux.firewall.marks import KIND_MASK, MarkKind
 from tun.settings import MARK
 
 _NO_CTNETLINK: Final = """

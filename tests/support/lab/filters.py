@@ -13,8 +13,8 @@ from typing import Protocol
 
 from tests.support.lab.net import until
 from tests.support.lab.paths import EXIT4, EXIT6, MARK, TUN, TUNNEL4, TUNNEL6, WORLD4, Paths
-from tun.firewall.filter import Filter
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
+from tun.linux.firewall.filter import Filter
 
 DNS_PORT = 5300
 UID = 4711

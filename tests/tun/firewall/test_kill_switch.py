@@ -22,9 +22,9 @@ from tun.firewall import kill_switch
 from tun.firewall.deletions import Deletions
 from tun.firewall.filter_settings import FilterSettings, PagePlace
 from tun.firewall.kill_switch import KillSwitch
-from tun.firewall.nft import Count, NftError
 from tun.firewall.policy import Policy
 from tun.journal import Record
+from tun.linux.firewall.nft import Count, NftError
 from tun.routing.exit_endpoints import ExitEndpoints
 from tun.routing.lan import Lan
 from tun.routing.tunnel_addresses import TunnelAddresses

@@ -28,12 +28,7 @@ from tests.support.dns_servers import (
     zone,
 )
 from tun.resolver import bootstrap
-from tun.resolver.bootstrap import (
-    Bootstrap,
-    BootstrapError,
-    NameNotFoundError,
-    resolve_early,
-)
+from tun.resolver.bootstrap import Bootstrap, BootstrapError, NameNotFoundError, resolve_early
 from tun.resolver.known_addresses import KnownAddresses
 
 NAME = "exit.example.org"

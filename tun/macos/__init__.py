@@ -1,0 +1,1 @@
+"""System-wide mode on macOS: utun device, routes, pf, and the resolver of the system."""
