@@ -218,6 +218,7 @@ def leak_test(
     _need_linux_and_root("leaktest")
     from tun.leaktest import probe as leakprobe
     from tun.leaktest.report import plain, render
+    from tun.linux.capture import LINUX_LEAK_TEST
 
     tun = next((role.tun for role in running if isinstance(role, ClientStatus) and role.tun), None)
     exits: Sequence[tuple[str, int]]
@@ -229,7 +230,7 @@ def leak_test(
         except ValueError:
             raise ConfigError("the client is of another version: restart it, then test") from None
     elif leftovers.lockdown():
-        from tun.leaktest.locked import let_out
+        from tun.linux.locked import let_out
 
         exits, allowed = let_out()
     else:
@@ -240,6 +241,7 @@ def leak_test(
         leakprobe.run(
             tunnel=leakprobe.NO_TUNNEL if tun is None else _tunnel_of(tun),
             exits=exits,
+            system=LINUX_LEAK_TEST,
             allowed=allowed,
             targets=_canary_targets(addresses, devices=list(tun.uplinks) if tun else ()),
             held=held,

@@ -18,6 +18,7 @@ from tests.support.lab.net import Lab, Namespace
 from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import CanaryTargets
 from tun.leaktest.report import CanaryVerdict, LeakReport
+from tun.linux.capture import LINUX_LEAK_TEST
 
 TARGETS = CanaryTargets(dns=("198.51.100.53",), hosts=("198.51.100.1", "2001:db8:1::1"), devices=())
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
@@ -51,6 +52,7 @@ def leak_test(
             leakprobe.run(
                 tunnel="cryprq0",
                 exits=[EXIT],
+                system=LINUX_LEAK_TEST,
                 targets=targets,
                 seconds=seconds,
                 **more,  # type: ignore[arg-type]
@@ -148,7 +150,9 @@ def test_a_question_that_is_answered_here(host: Namespace) -> None:
             loop = asyncio.get_running_loop()
             transport, _ = await loop.create_datagram_endpoint(Forwarder, local_addr=("198.18.0.2", 5353))
             with contextlib.closing(transport):
-                return await leakprobe.run(tunnel="cryprq0", exits=[EXIT], targets=TARGETS, seconds=2.0)
+                return await leakprobe.run(
+                    tunnel="cryprq0", exits=[EXIT], system=LINUX_LEAK_TEST, targets=TARGETS, seconds=2.0
+                )
 
         return asyncio.run(forwarder_and_test())
 
@@ -169,7 +173,9 @@ def test_the_link_is_told_from_the_rest(host: Namespace, lab: Lab) -> None:
     def meanwhile(send: Callable[[], None]) -> LeakReport:
         async def run() -> LeakReport:
             asyncio.get_running_loop().call_later(0.2, send)
-            return await leakprobe.run(tunnel="cryprq0", exits=[EXIT], targets=TARGETS, seconds=0.6)
+            return await leakprobe.run(
+                tunnel="cryprq0", exits=[EXIT], system=LINUX_LEAK_TEST, targets=TARGETS, seconds=0.6
+            )
 
         return asyncio.run(run())
 

@@ -6,8 +6,8 @@ import dns.message
 
 from tests.support.canary_packets import TARGETS, of
 from tun.device.packets import ICMP, ICMP6, TCP, UDP
-from tun.leaktest import probe as leakprobe
 from tun.leaktest.canaries import TOKEN_SIZE, CanaryTargets, canaries, find_tokens
+from tun.leaktest.system import SNAP
 
 
 def test_each_canary_is_its_own() -> None:
@@ -27,7 +27,7 @@ def test_each_canary_is_its_own() -> None:
     for canary in made:
         assert list(find_tokens(canary.payload)) == [canary.token]
         assert len(canary.token) == TOKEN_SIZE
-        assert len(of(canary)) < leakprobe.SNAP
+        assert len(of(canary)) < SNAP
 
 
 def test_dns_canaries_are_questions() -> None:

@@ -1,62 +1,62 @@
-"""The hands of the leak test, as far as they need no root; on real interfaces in tests/lab."""
+"""The hands of the leak test, with an operating system that captures nothing; real ones are in tests/lab."""
 
 from __future__ import annotations
 
 import socket
-import struct
-from pathlib import Path
-from typing import cast
+from typing import Self
 
 import pytest
 
-from cryprq_proxy.base.faults import Faults
 from cryprq_proxy.errors import ConfigError
 from tun.leaktest import probe as leakprobe
+from tun.leaktest.canaries import CanaryTargets
+from tun.leaktest.report import CanaryVerdict
+from tun.leaktest.system import LeakTestSystem
 from tun.leaktest.watch import Watch
 
 
-def test_packets_sent(tmp_path: Path) -> None:
-    file = tmp_path / "dev"
-    file.write_text(
-        "Inter-|   Receive                            |  Transmit\n"
-        " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs\n"
-        "    lo:  100 1 0 0 0 0 0 0 200 2 0 0 0 0 0 0\n"
-        "eth0:1:  100 1 0 0 0 0 0 0 200 7 0 0 0 0 0 0\n"
-        "broken: 1 2\n"
-    )
-    assert leakprobe.packets_sent(file) == {"lo": 2, "eth0:1": 7}
+class NoCapture:
+    """Sees nothing, and has lost two packets."""
+
+    def __init__(self, watch: Watch) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def finish(self) -> int:
+        return 2
 
 
 async def test_a_test_needs_the_tunnel() -> None:
     with pytest.raises(ConfigError, match=r"no interface cryprq-none: start cryprq-proxy --tun first"):
-        await leakprobe.run(tunnel="cryprq-none", exits=[])
+        await leakprobe.run(
+            tunnel="cryprq-none", exits=[], system=LeakTestSystem(NoCapture, dict, lambda *_: None)
+        )
 
 
-class FaultyWatch:
-    def frame(self, interface: str, packet: bytes) -> None:
-        raise ZeroDivisionError
+async def test_the_system_binds_counts_and_captures() -> None:
+    bound: list[str] = []
+    counters = iter([{"eth0": 5}, {"eth0": 7, "eth1": 1}])
 
+    def bind_to(sock: socket.socket, interface: str) -> None:
+        bound.append(interface)
+        raise OSError("not here")
 
-class Packets:
-    """An AF_PACKET socket that has captured two packets, while the kernel dropped three."""
-
-    def __init__(self) -> None:
-        self._packets = [b"one", b"two"]
-
-    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int, int, int, bytes]]:
-        if not self._packets:
-            raise BlockingIOError
-        return self._packets.pop(), ("eth0", 0, leakprobe._PACKET_OUTGOING, 1, b"")
-
-    def getsockopt(self, *_: int) -> bytes:
-        return struct.pack("II", 5, 3)
-
-
-def test_packets_that_a_fault_leaves_unseen_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody would know that a leak among them was missed."""
-    capture = object.__new__(leakprobe.Capture)
-    capture._watch = cast(Watch, FaultyWatch())
-    capture._sock = cast(socket.socket, Packets())
-    capture._faults = Faults("leaves packets unseen")
-    assert capture.finish() == 5
-    assert len(caplog.records) == 1
+    system = LeakTestSystem(NoCapture, lambda: next(counters), bind_to)
+    report = await leakprobe.run(
+        tunnel=leakprobe.NO_TUNNEL,
+        exits=[],
+        targets=CanaryTargets(dns=(), hosts=("127.0.0.1",), devices=("eth9",)),
+        seconds=0.2,
+        rounds=1,
+        system=system,
+    )
+    # A raw socket, for the ping, needs root before it is bound.
+    assert 3 <= len(bound) <= 4 and set(bound) == {"eth9"}
+    assert (report.missed, report.counters) == (2, {"eth0": 2, "eth1": 1})
+    refused = [row for row in report.rows if row.target.endswith("on eth9")]
+    assert {row.verdict for row in refused} == {CanaryVerdict.BLOCKED}

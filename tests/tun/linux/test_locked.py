@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tun.leaktest.locked import let_out
+from tun.linux.locked import let_out
 
 
 def set_of(name: str, *elements: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork, without
 
-from ..linux.firewall import nft
-from ..linux.firewall.nft import CLIENT, Ask
+from .firewall import nft
+from .firewall.nft import CLIENT, Ask
 
 
 class LetOut(NamedTuple):
