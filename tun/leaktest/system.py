@@ -1,6 +1,6 @@
 """What a leak test needs of the operating system: a capture of what leaves, counters, sockets bound to an interface.
 
-tun/linux/capture.py fills it.
+tun/linux/capture.py and tun/macos/capture.py fill it.
 """
 
 from __future__ import annotations
