@@ -432,7 +432,7 @@ REACHED = {
         "rules/test_lists.py::test_only_some_broken_lines_are_described",
     ],
     "LAN prefixes that get a rule": [
-        "tun/routing/test_lan.py::test_a_flood_of_prefixes_is_bounded_in_each_family"
+        "tun/linux/routing/test_networks.py::test_a_flood_of_prefixes_is_bounded_in_each_family"
     ],
     "data of all streams of a session beyond what targets have taken, gaps included": [
         "session/test_session_credit.py::test_no_more_may_come_than_was_announced",

@@ -3,36 +3,30 @@
     neither role lives  ->  the journals, last change first  ->  what bears our marks, though no journal names it
 
 The journals name the changes, and each undoer checks its entry before it acts. Where a journal is lost, damaged or not
-to be believed, the rest is found by its marks: the header of resolv.conf, the protocol number of rules and routes, the
-names of the filter's tables. Kernel settings have no mark, and what they were before is lost with the journal: where
-there are other marks, those that stand as we set them are named.
+to be believed, the rest is found by its marks (Undo.by_mark in system.py). Kernel settings have no mark, and what they
+were before is lost with the journal: where there are other marks, those that stand as we set them are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Final
 
 from cryprq_proxy.base import leftovers
+from cryprq_proxy.base.paths import Role
 from cryprq_proxy.errors import ConfigError, CryprqError
 
-from . import exit_network
-from .journal import Journal, JournalInUse, Undoer, undo
-from .linux import sysctl
-from .linux.firewall import nft
-from .linux.firewall.lockdown import Lockdown, forget_mark
-from .linux.firewall.nft import CLIENT, EXIT
-from .linux.resolver.recovery import recover
-from .linux.routing.pool_routes import delete_pool_routes
-from .linux.routing.routes import delete_ours
+from .journal import Journal, JournalInUse, undo
 from .settings import CLIENT_JOURNAL, EXIT_JOURNAL
-from .tunnel import undoers
+from .system import System, Undo
+
+_JOURNALS: Final[tuple[tuple[Role, str], ...]] = (("client", CLIENT_JOURNAL), ("exit", EXIT_JOURNAL))
 
 
-def clean(state: Path, *, lift: bool = False) -> list[str]:
-    """Undo everything, and return in words what it was. Where lockdown is on, its filter stands afterwards, unless it
-    is to `lift`.
+def clean(system: System, state: Path, *, lift: Callable[[], str] | None = None) -> list[str]:
+    """Undo everything, and return in words what it was. Where lockdown is on, its filter stands afterwards, unless
+    `lift` ends it, which returns what it has lifted.
 
     Raises CryprqError for what could not be undone, when all else is undone, and ConfigError while a role runs.
     """
@@ -40,22 +34,13 @@ def clean(state: Path, *, lift: bool = False) -> list[str]:
         raise ConfigError(f"{state}, which should be the state directory, is no directory")
     work = CleaningUp()
     with leftovers.cleaning_up():
-        if lift:
-            work.try_to(partial(_lift, state))
-        known = {
-            CLIENT: _undo_journal(work, state / CLIENT_JOURNAL, undoers(state)),
-            EXIT: _undo_journal(work, state / EXIT_JOURNAL, exit_network.UNDO),
-        }
-        by_mark: dict[str, list[Callable[[], str]]] = {
-            CLIENT: [partial(_resolver, state), _routing, partial(_client_table, Lockdown(state))],
-            EXIT: [_pool_routes, partial(_table, EXIT)],
-        }
-        for table, steps in by_mark.items():
-            found = [work.try_to(step) for step in steps]
-            if table == CLIENT:
-                # It stays where nothing can be put in its place.
-                found.append(leftovers.has_header())
-            if any(found) and (left := sysctl.lost_settings(table, known[table])):
+        if lift is not None:
+            work.try_to(lift)
+        how = {role: system.undo(role, state) for role, _ in _JOURNALS}
+        known = {role: _undo_journal(work, state / file, how[role]) for role, file in _JOURNALS}
+        for role, _ in _JOURNALS:
+            found = [work.try_to(step) for step in how[role].by_mark]
+            if (any(found) or how[role].stands()) and (left := how[role].lost(known[role])):
                 work.failed.append(left)
     if work.failed:
         done = f" (undone: {', '.join(work.undone)})" if work.undone else ""
@@ -82,7 +67,7 @@ class CleaningUp:
         return bool(done)
 
 
-def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Collection[str]:
+def _undo_journal(work: CleaningUp, path: Path, how: Undo) -> Collection[str]:
     """Undo what it records. Returns the kernel settings among that, also those that could not be undone.
 
     Raises JournalInUse.
@@ -93,7 +78,7 @@ def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Co
         with Journal(path) as journal:
             before = journal.entries()
             try:
-                undo(journal, how)
+                undo(journal, how.undoers)
             except CryprqError as error:
                 work.failed.append(str(error))
             left = {entry["kind"] for entry in journal.entries()}
@@ -105,45 +90,4 @@ def _undo_journal(work: CleaningUp, path: Path, how: Mapping[str, Undoer]) -> Co
     work.undone += [
         kind for kind in dict.fromkeys(entry["kind"] for entry in reversed(before)) if kind not in left
     ]
-    return [str(entry.get("name")) for entry in before if entry["kind"] == sysctl.KIND]
-
-
-def _resolver(state: Path) -> str:
-    source = recover(state)
-    return f"resolv.conf (from {source})" if source else ""
-
-
-def _routing() -> str:
-    return "routing" if delete_ours() else ""
-
-
-def _pool_routes() -> str:
-    return "routes to clients" if delete_pool_routes() else ""
-
-
-def _client_table(lockdown: Lockdown) -> str:
-    if lockdown.on:
-        lockdown.stand()
-        return ""
-    if leftovers.lockdown():
-        # Its file is elsewhere, or somebody has removed it by hand.
-        raise ConfigError(
-            f"lockdown is on, so the packet filter stands, but {lockdown.file} is not there: name its directory with "
-            "--state-dir, or lift the block with --all"
-        )
-    return _table(CLIENT)
-
-
-def _lift(state: Path) -> str:
-    marked = leftovers.lockdown()
-    was_on = Lockdown(state).turn_off()
-    if marked:
-        forget_mark()
-    return "lockdown" if was_on or marked else ""
-
-
-def _table(table: str) -> str:
-    if not nft.exists(table):
-        return ""
-    nft.remove(table)
-    return f"table {table}"
+    return [str(entry.get("name")) for entry in before if entry["kind"] == how.settings]

@@ -4,8 +4,8 @@
     kernel -> TUN -> whose address? -> that client's link
 
 What a client may send is decided here, packet by packet: by the same policy as its connections, and inside the tunnel a
-ping of the exit and nothing else, or other clients where they are not isolated. The kernel's part is
-tun/linux/firewall/exit_table.py: it translates addresses, and is a second line for the rest.
+ping of the exit and nothing else, or other clients where they are not isolated. The kernel's part (ExitSide in
+system.py) translates addresses, and is a second line for the rest.
 
     start -> release: the device goes; table, routes and settings stand, as after a kill -> a successor takes them over
                                                                                          -> close: they are undone
@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from contextlib import AsyncExitStack, ExitStack, closing
+from dataclasses import replace
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Final
@@ -42,19 +43,13 @@ from .device.coalesce import UdpJoiner
 from .device.offload import COMPLETE, fit
 from .device.packets import ICMP, ICMP6, Drop, Packet, parse, prohibited
 from .journal import Journal, undo
-from .linux import sysctl
-from .linux.device import Tun
-from .linux.exit_kernel import ExitKernel
-from .linux.firewall import exit_table, nft
-from .linux.routing import pool_routes
-from .linux.routing.kernel_state import read_occupied
 from .reconciler import Reconciler
 from .routing.address_pool import AddressPool, free_pools
-from .settings import EXIT_JOURNAL, MTU, RESOLVER4, RESOLVER6, SHARED4, ExitNetworkSettings
+from .settings import EXIT_JOURNAL, RESOLVER4, RESOLVER6, SHARED4, ExitNetworkSettings
+from .system import Device, ExitSide, System
 
 _log = logging.getLogger(__name__)
 
-UNDO: Final = {**nft.UNDO, **pool_routes.UNDO, **sysctl.UNDO}
 VERDICTS: Final = 8_192
 """Verdicts of the policy that are remembered, one for each destination and port."""
 ANSWERS: Final = 200.0
@@ -81,13 +76,15 @@ class ExitNetwork:
 
     def __init__(
         self,
+        system: System,
         settings: ExitNetworkSettings,
         policy: EgressPolicy,
-        tun: Tun,
-        kernel: ExitKernel,
+        tun: Device,
+        kernel: ExitSide,
         stack: AsyncExitStack,
     ) -> None:
         """Read `tun`, which `kernel` has configured. `stack` gives it up, with all else that only one exit can have."""
+        self._system = system
         self._settings = settings
         self._released = False
         self._used = False
@@ -120,7 +117,7 @@ class ExitNetwork:
         self._following = spawn(kernel.follow_uplinks(self._readdress), "uplinks of the exit")
 
     @classmethod
-    async def start(cls, settings: ExitNetworkSettings, policy: EgressPolicy) -> ExitNetwork:
+    async def start(cls, system: System, settings: ExitNetworkSettings, policy: EgressPolicy) -> ExitNetwork:
         """Make the device and let its packets out. Raises ConfigError, with nothing changed, if that cannot be."""
         async with AsyncExitStack() as stack:
             journal = Journal(settings.state / EXIT_JOURNAL)
@@ -129,9 +126,10 @@ class ExitNetwork:
             # The table that a killed exit has left is not removed but replaced. Without it the kernel would follow no
             # connections for a moment, and afterwards take those that go on for invalid. Without the routes, answers
             # for clients would leave by the default route.
-            undo(journal, UNDO, keep={nft.KIND, pool_routes.KIND})
+            how = system.undo("exit", settings.state)
+            undo(journal, how.undoers, keep={how.filter, how.routes})
             recorded = {entry["kind"] for entry in journal.entries()}
-            settings = free_pools(settings, await read_occupied(settings.device))
+            settings = free_pools(settings, await system.read_occupied(settings.device))
             if settings.pool4.overlaps(SHARED4):
                 _log.warning(
                     "the pool %s lies in %s: clients with Tailscale cannot ask for names",
@@ -139,14 +137,15 @@ class ExitNetwork:
                     SHARED4,
                 )
             failed = stack.enter_context(ExitStack())
-            failed.callback(undo, journal, UNDO)
-            tun = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
+            failed.callback(undo, journal, how.undoers)
+            tun = system.open_device(settings)
             stack.callback(tun.close)
-            kernel = await ExitKernel.up(settings, tun, journal.record, recorded=recorded)
-            for warning in exit_table.warnings(settings.device):
+            settings = replace(settings, device=tun.name)
+            kernel = await system.exit_side(settings, tun, journal.record, recorded=recorded)
+            for warning in system.exit_warnings(settings):
                 _log.warning("%s", warning)
             failed.pop_all()
-            network = cls(settings, policy, tun, kernel, stack.pop_all())
+            network = cls(system, settings, policy, tun, kernel, stack.pop_all())
         _log.info(
             "packets: %s, clients in %s%s",
             settings.device,
@@ -183,7 +182,7 @@ class ExitNetwork:
                 leftovers.claimed("exit"),
                 closing(Journal(self._settings.state / EXIT_JOURNAL)) as journal,
             ):
-                undo(journal, UNDO)
+                undo(journal, self._system.undo("exit", self._settings.state).undoers)
         except ConfigError:
             # A successor may have come just now.
             if leftovers.holder("exit") is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from typing import Final
 from msgspec import structs
 
 from cryprq_proxy.base.buffers import SHARED
-from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
 from cryprq_proxy.client.exits import Exits
@@ -38,13 +36,11 @@ from .dns.server import DnsServer
 from .dns.setup import build
 from .firewall.kill_switch import KillSwitch
 from .firewall.own_page import OwnPage, ServePage
-from .linux.device import MIN_MTU, Tun
-from .linux.routing.routes import Routes
 from .reconciler import Reconciler
-from .resolver.setting import ResolverSetting
 from .routing.lan import Lan
 from .routing.tunnel_addresses import TunnelAddresses
-from .settings import MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
+from .settings import MIN_MTU, MTU, RESOLVER4, RESOLVER6, SLICE_OVERHEAD, TunnelSettings
+from .system import Device, ResolverSetting, Routing, System
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +54,13 @@ may add a line to the journal each time."""
 class Foundation:
     """What stands before the link is up, and what the interface is built on."""
 
+    system: System
     settings: TunnelSettings
     kill_switch: KillSwitch
     resolver: ResolverSetting
-    device: Tun
+    device: Device
     """Up, without addresses, and not read yet."""
-    routes: Routes
+    routes: Routing
 
 
 type WriteRun = Callable[[memoryview, int, int, Run], bool]
@@ -123,7 +120,9 @@ class TunInterface(NoInterface):
         self._stack = stack
         self._page = OwnPage(names.forwarder, foundation.kill_switch)
         self._changed = asyncio.Event()
-        self._reconciler = Reconciler([DeviceFact(foundation.device), foundation.resolver])
+        self._reconciler = Reconciler(
+            [DeviceFact(foundation.device, foundation.system.link_changes), foundation.resolver]
+        )
         self._following = spawn(self._follow(), "tunnel interface")
         self.lane_changed()
 
@@ -145,7 +144,7 @@ class TunInterface(NoInterface):
             stack.callback(device.close)
             configured = await device.configure(offered.interfaces())
             addresses = offered if len(configured) == len(offered.interfaces()) else offered.without_ipv6()
-            names = await Names.read(foundation.settings, kill_switch, link, addresses)
+            names = await Names.read(foundation, link, addresses)
             stack.callback(names.close)
             await names.listen(addresses)
             await kill_switch.follow_addresses(addresses, names.server.port)
@@ -167,7 +166,8 @@ class TunInterface(NoInterface):
                 joiner.flush()
                 train.flush()
 
-            device.start(asyncio.get_running_loop(), joiner.packet, drained, lost)
+            on_packet = foundation.system.on_packet(names.forwarder, device, joiner.packet)
+            device.start(asyncio.get_running_loop(), on_packet, drained, lost)
             stack.push_async_callback(foundation.resolver.close)
             await set_resolver(foundation, resolver_addresses(addresses))
             return cls(foundation, link, names, offered, addresses, stack.pop_all())
@@ -274,30 +274,30 @@ class TunInterface(NoInterface):
 class Names:
     """The forwarder, and the server where it is asked, on each address of the tunnel."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, system: System, forwarder: Forwarder) -> None:
+        self._system = system
         self.forwarder = forwarder
         self.server = DnsServer(forwarder)
 
     @classmethod
-    async def read(
-        cls, settings: TunnelSettings, kill_switch: KillSwitch, link: Exits, addresses: TunnelAddresses
-    ) -> Names:
+    async def read(cls, foundation: Foundation, link: Exits, addresses: TunnelAddresses) -> Names:
         """Read the blocklists and make the forwarder. Raises CryprqError."""
-        dns = replace(settings.dns, ipv6=settings.dns.ipv6 and addresses.ipv6 is not None)
+        dns = foundation.settings.dns
+        dns = replace(dns, ipv6=dns.ipv6 and addresses.ipv6 is not None)
         blocklist = await read_blocked(dns.blocklists, dns.block, dns.allow)
         forwarder = build(
             dns,
             resolver=link.open_resolver,
             connect=link.open,
-            mark=settings.mark,
+            mark=foundation.system.mark,
             blocklist=blocklist,
-            also_blocks=lambda name: kill_switch.policy.blocks(name),
+            also_blocks=lambda name: foundation.kill_switch.policy.blocks(name),
         )
-        return cls(forwarder)
+        return cls(foundation.system, forwarder)
 
     async def listen(self, addresses: TunnelAddresses) -> None:
-        """Answer on these addresses. Raises ConfigError where another program has the port."""
-        await self.server.listen([str(interface.ip) for interface in addresses.interfaces()], FORWARDER_PORT)
+        """Answer for a device with these addresses. Raises ConfigError where another program has the port."""
+        await self.server.listen(*self._system.forwarder_places(addresses.interfaces()))
 
     def close(self) -> None:
         self.server.close()
@@ -321,7 +321,7 @@ async def set_resolver(foundation: Foundation, asked_at: Sequence[str]) -> None:
     """Raises CryprqError, also while another program has renamed the device."""
     device = foundation.settings.device
     try:
-        index = socket.if_nametoindex(device)
+        index = foundation.device.index()
     except OSError as error:
         raise CryprqError(f"the system's resolver is not set: {device}: {reason_of(error)}") from error
     await foundation.resolver.set(asked_at, index, device)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from cryprq_proxy.base.netlink_watch import Changes, pause
+from cryprq_proxy.base.changes import Changes, NoChanges, pause
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError, reason_of
 from cryprq_proxy.status import RepairStatus
@@ -48,8 +48,8 @@ class Fact:
     """Never slowed down."""
     polled = False
     """Looked at each second too: its changes send no netlink events, or not all of them do."""
-    changes: Callable[[], Changes] = Changes
-    """The events that wake it: by default those of links, addresses, routes and rules."""
+    changes: Callable[[], Changes] = NoChanges
+    """The events that wake it, besides `Reconciler.wake`."""
 
     async def look(self) -> str:
         """Nothing if it stands as set, else what was found instead: a part of a sentence. Raises CryprqError."""

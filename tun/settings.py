@@ -26,6 +26,8 @@ SLICE_OVERHEAD: Final = OVERHEAD + SLICE_SIZE
 """Bytes of a datagram on the lane that are not the packet's."""
 MTU: Final = 1412
 """A packet of this size is one datagram where the path takes 1,500 bytes, over IPv6 too."""
+MIN_MTU: Final = 1280
+"""With a smaller MTU a device carries no IPv6 (RFC 8200 section 5); Linux removes its IPv6 addresses for good."""
 RESOLVER4: Final = IPv4Address("198.18.255.53")
 RESOLVER6: Final = IPv6Address("fd63:7279:7071::53")
 """Where the system asks for names. The filter brings the questions to the forwarder, also where a device of this

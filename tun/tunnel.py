@@ -21,14 +21,14 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import structs
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base import forwarder_port, leftovers
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.program import to_run
 from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
@@ -43,63 +43,45 @@ from .firewall.kill_switch import KillSwitch
 from .firewall.own_page import ServePage
 from .firewall.policy import Policy, contradiction
 from .interface import Foundation, NoInterface, TunInterface, read_blocked
-from .journal import Journal, Undoer, undo
-from .linux import sysctl
-from .linux.device import Tun
-from .linux.firewall import nft
-from .linux.firewall.cgroups import check_cgroups, parts_of
-from .linux.firewall.lockdown import Lockdown
-from .linux.resolver import choose as resolver
-from .linux.routing import routes
-from .linux.routing.foreign_rules import ForeignRules
-from .linux.routing.kernel_state import read_lan
-from .linux.routing.routes import Routes, rules_in_front
+from .journal import Journal, undo
 from .reconciler import Reconciler
 from .resolver.bootstrap import Bootstrap, resolve_early
 from .resolver.known_addresses import FILE, KnownAddresses
-from .resolver.setting import ResolverSetting
 from .routing.exit_endpoints import ExitEndpoints
 from .routing.lan import Network
 from .routing.tunnel_addresses import TunnelAddresses
-from .settings import CLIENT_JOURNAL, MTU, TunnelSettings
+from .settings import CLIENT_JOURNAL, TunnelSettings
+from .system import ResolverSetting, System
 
 _log = logging.getLogger(__name__)
 
 RESOLVING_SECONDS: Final = 20.0
 
 
-def undoers(state: Path) -> dict[str, Undoer]:
-    """How each kind of entry in the client's journal is undone."""
-    return {
-        **Lockdown(state).undoers(),
-        **sysctl.UNDO,
-        **routes.UNDO,
-        **resolver.undoers(state=state),
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class TunnelPlan:
     """What system-wide mode is to do, checked as far as that goes without touching this machine."""
 
+    system: System
     settings: TunnelSettings
     exits: tuple[Destination, ...]
     """All places where the link may be dialled."""
     policy: Policy
 
     @classmethod
-    def of(cls, settings: TunnelSettings, exits: Sequence[Destination], rules: RuleSet) -> TunnelPlan:
-        """Raises ConfigError for settings that contradict each other, and for rules that cannot be kept."""
-        policy = checked_policy(settings, rules)
+    def of(
+        cls, system: System, settings: TunnelSettings, exits: Sequence[Destination], rules: RuleSet
+    ) -> TunnelPlan:
+        """Raises ConfigError for settings that contradict each other or that this system cannot keep, and for such
+        rules."""
+        policy = checked_policy(system, settings, rules)
         check(settings.dns)
-        for path in settings.exclude_cgroups:
-            parts_of(path)
-        return cls(settings, tuple(exits), policy)
+        return cls(system, settings, tuple(exits), policy)
 
     @property
     def mark(self) -> int:
-        """SO_MARK of the link's own sockets."""
-        return self.settings.mark
+        """SO_MARK of the link's own sockets; 0 for none."""
+        return self.system.mark
 
     async def start(self) -> Tunnel:
         return await Tunnel.start(self)
@@ -107,7 +89,7 @@ class TunnelPlan:
     async def resolver(self, journal: Journal) -> ResolverSetting:
         """The system's resolver, not set yet."""
         settings = self.settings
-        return await resolver.choose(journal.record, leave=settings.leave_resolver, state=settings.state)
+        return await self.system.resolver(journal.record, leave=settings.leave_resolver, state=settings.state)
 
     async def known_addresses(self, journal: Journal, *, closed: bool) -> KnownAddresses:
         """The addresses of the exits' names: the last ones, or present ones where no filter is `closed`.
@@ -119,13 +101,14 @@ class TunnelPlan:
         known = KnownAddresses.load(settings.state / FILE, names)
         if names and not closed and not journal.entries():
             system_resolver = await self.resolver(journal)
-            await resolve_early(names, system_resolver.upstreams(), known, mark=settings.mark)
+            await resolve_early(names, system_resolver.upstreams(), known, mark=self.mark)
         return known
 
 
-def checked_policy(settings: TunnelSettings, rules: RuleSet) -> Policy:
+def checked_policy(system: System, settings: TunnelSettings, rules: RuleSet) -> Policy:
     """Raises ConfigError for rules that system-wide mode with these settings cannot keep."""
     policy = Policy(rules)
+    system.refuse(settings, policy.filter)
     wrong = contradiction(rules, lan=settings.lan, include=bool(settings.include))
     if wrong:
         raise ConfigError(wrong)
@@ -143,6 +126,7 @@ class Tunnel:
     ) -> None:
         """`stack` undoes what stands already."""
         self._settings = foundation.settings
+        self._system = foundation.system
         self._foundation = foundation
         self._kill_switch = foundation.kill_switch
         self._bootstrap = bootstrap
@@ -151,8 +135,7 @@ class Tunnel:
         self._reconciler = Reconciler(
             [
                 foundation.kill_switch,
-                ForeignRules(self._rules_in_front),
-                foundation.routes.valid_mark,
+                *foundation.routes.facts(foundation.kill_switch.exits.known),
                 foundation.routes,
             ]
         )
@@ -170,8 +153,8 @@ class Tunnel:
     @classmethod
     async def start(cls, plan: TunnelPlan) -> Tunnel:
         """Close the filter. Raises ConfigError, with nothing changed, where this machine lacks something."""
-        settings = plan.settings
-        if Lockdown(settings.state).on and not settings.kill_switch:
+        system, settings = plan.system, plan.settings
+        if system.lockdown(settings.state).on and not settings.kill_switch:
             raise ConfigError(
                 "--kill-switch off lets everything out, which lockdown is to hold in: leave it out, or call "
                 + leftovers.LOCKDOWN_LIFTS
@@ -181,33 +164,34 @@ class Tunnel:
             stack.callback(journal.close)
             stack.enter_context(leftovers.claimed("client"))
             left = {entry["kind"] for entry in journal.entries()}
-            ours = nft.KIND in left
-            left_closed = nft.exists(nft.CLIENT) and (ours or nft.is_left_over(nft.CLIENT))
-            check_cgroups(settings.exclude_cgroups)
-            if why := forwarder_port.open_to_all():
-                _log.warning("%s; only root may after: %s", why, forwarder_port.PROTECT)
-            device = Tun.open(settings.device, mtu=MTU, offload=settings.offload)
+            how = system.undo("client", settings.state)
+            ours = how.filter in left
+            left_closed = system.filter_left(recorded=ours)
+            system.prepare(settings)
+            device = system.open_device(settings)
             stack.callback(device.close)
-            lan = await read_lan(settings.device)
+            settings = replace(settings, device=device.name)
+            lan = await system.read_lan(settings.device)
             known = await plan.known_addresses(journal, closed=left_closed)
-            ending = JournalEnding(journal, settings, fail_closed=left_closed)
+            ending = JournalEnding(journal, system, settings, fail_closed=left_closed)
             stack.push(ending.undo)
             kill_switch = KillSwitch(
-                settings, ExitEndpoints(plan.exits), plan.policy, lan, journal.record, ours=ours
+                system, settings, ExitEndpoints(plan.exits), plan.policy, lan, journal.record, ours=ours
             )
             stack.push_async_callback(kill_switch.shut)
             # Once more, so that it goes before the filter.
             stack.callback(device.close)
-            ending.undo_all_but({nft.KIND, routes.KIND}, "what an earlier run changed could not be undone")
+            ending.undo_all_but({how.filter, how.routes}, "what an earlier run changed could not be undone")
             await device.configure(())
-            routing = Routes(settings, device.versions(), journal.record, kill_switch.follow_lan)
-            await routing.apply(ours=routes.KIND in left)
+            routing = system.routing(settings, device.versions(), journal.record, kill_switch.follow_lan)
+            await routing.apply(ours=how.routes in left)
+            await routing.follow_exits(addresses_of(kill_switch))
             system_resolver = await plan.resolver(journal)
             await kill_switch.follow_resolvers(system_resolver.upstreams)
             bootstrap = Bootstrap(
-                system_resolver.upstreams, kill_switch.open_for, mark=settings.mark, known=known
+                system_resolver.upstreams, kill_switch.open_for, mark=plan.mark, known=known
             )
-            foundation = Foundation(settings, kill_switch, system_resolver, device, routing)
+            foundation = Foundation(system, settings, kill_switch, system_resolver, device, routing)
             return cls(foundation, bootstrap, ending, stack.pop_all())
 
     async def resolve(self, name: str) -> Sequence[str]:
@@ -221,11 +205,9 @@ class Tunnel:
             except ValueError:
                 addresses = await self._bootstrap.resolve(name)
         await self._kill_switch.follow_exit(name, addresses)
+        await self._foundation.routes.follow_exits(addresses_of(self._kill_switch))
         self._reconciler.wake()
         return addresses
-
-    async def _rules_in_front(self) -> str:
-        return await rules_in_front(self._settings, self._kill_switch.exits.known())
 
     async def run(self, link: Exits) -> None:
         """Route everything into the tunnel, as soon as the exit has handed out addresses. Raises CryprqError."""
@@ -311,11 +293,12 @@ class Tunnel:
 
     async def apply_rules(self, rules: RuleSet) -> None:
         """Other rules, for connections and questions from now on. Raises CryprqError; then those from before stay."""
-        await self._kill_switch.follow_policy(checked_policy(self._settings, rules))
+        await self._kill_switch.follow_policy(checked_policy(self._system, self._settings, rules))
 
     async def follow_exits(self, exits: Sequence[Destination]) -> None:
         """Let links out to these places, and to no others. Raises CryprqError."""
         await self._kill_switch.follow_exits(exits)
+        await self._foundation.routes.follow_exits(addresses_of(self._kill_switch))
         self._reconciler.wake()
 
     async def read_names(
@@ -337,6 +320,8 @@ class Tunnel:
     async def pause(self, seconds: int) -> None:
         """Let this machine past the tunnel for so long. Raises CryprqError."""
         await self._kill_switch.pause(seconds)
+        await self._foundation.routes.stand_aside(seconds)
+        await self._foundation.resolver.stand_aside(seconds)
 
     async def open_page(self, serve: ServePage) -> int:
         return await self._interface.open_page(serve)
@@ -363,21 +348,28 @@ class Tunnel:
         )
 
 
+def addresses_of(kill_switch: KillSwitch) -> frozenset[IPv4Address | IPv6Address]:
+    """Where the filter lets the link be dialled."""
+    return frozenset(exit.address for exit in kill_switch.exits.known())
+
+
 class JournalEnding:
     """Undoes the journal at the end. After a failure the kill switch may stay; while lockdown is on, its block stands
     after every end."""
 
-    def __init__(self, journal: Journal, settings: TunnelSettings, *, fail_closed: bool) -> None:
+    def __init__(
+        self, journal: Journal, system: System, settings: TunnelSettings, *, fail_closed: bool
+    ) -> None:
         self._journal = journal
-        self._undoers = undoers(settings.state)
-        self._lockdown = Lockdown(settings.state)
+        self._how = system.undo("client", settings.state)
+        self._lockdown = system.lockdown(settings.state)
         self._kill_switch = settings.kill_switch
         self.fail_closed = fail_closed
 
     def undo(self, *failure: Any) -> None:
         """As __exit__. Raises CryprqError for what could not be undone."""
         if failure[0] is None or not self.fail_closed or not self._kill_switch:
-            undo(self._journal, self._undoers)
+            undo(self._journal, self._how.undoers)
             if self._lockdown.on:
                 _log.warning("%s", leftovers.LOCKDOWN_STANDS)
             return
@@ -385,7 +377,7 @@ class JournalEnding:
             self.undo_all_but(set(), "not everything could be undone")
             _log.warning("%s", leftovers.LOCKDOWN_STANDS)
             return
-        self.undo_all_but({nft.KIND}, "not everything could be undone")
+        self.undo_all_but({self._how.filter}, "not everything could be undone")
         _log.warning(
             "the kill switch stands: nothing gets out until %s runs again, or %s",
             to_run("--tun"),
@@ -395,6 +387,6 @@ class JournalEnding:
     def undo_all_but(self, kinds: set[str], complaint: str) -> None:
         """A failure is logged behind `complaint`, and its entry stays in the journal for the next time."""
         try:
-            undo(self._journal, self._undoers, keep=kinds)
+            undo(self._journal, self._how.undoers, keep=kinds)
         except CryprqError as error:
             _log.warning("%s: %s", complaint, error)

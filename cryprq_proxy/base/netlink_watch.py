@@ -1,121 +1,40 @@
-"""The kernel's messages about changed addresses, routes, rules and packet filters, which wake those that look.
-
-The content of a message is not used: after an overflow of the socket the kernel drops messages (netlink(7)). A message,
-or an overflow, only means that it is time to look.
-"""
+"""Linux tells by netlink what changes in this thread's network namespace: addresses, routes, rules, packet filters."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import logging
-from typing import Final, Self
+from typing import Final
 
-from ..errors import reason_of
+from .changes import Changes
 from .netlink import NETFILTER, ROUTE, netlink_socket
 
-_log = logging.getLogger(__name__)
-
+ADDRESSES: Final = 0x10 | 0x100
+"""IPv4 and IPv6 addresses: groups of rtnetlink(7), as the mask that bind takes."""
+ROUTES: Final = 0x40 | 0x400
+"""IPv4 and IPv6 routes."""
 GROUPS: Final = (
-    0x1  # links
-    | 0x10  # IPv4 addresses
-    | 0x40  # IPv4 routes
+    ADDRESSES
+    | ROUTES
+    | 0x1  # links
     | 0x80  # IPv4 rules
-    | 0x100  # IPv6 addresses
-    | 0x400  # IPv6 routes
     | 1 << 18  # IPv6 rules, RTNLGRP_IPV6_RULE
     | 1 << 23  # IPv4 forwarding and rp_filter, RTNLGRP_IPV4_NETCONF
     | 1 << 24  # IPv6 forwarding, RTNLGRP_IPV6_NETCONF
 )
-"""The multicast groups of rtnetlink(7), as the mask that bind takes."""
 FILTER_GROUPS: Final = 1 << 6  # NFNLGRP_NFTABLES
 """Those of nfnetlink: each change of any table of nftables."""
 
-LEAST_PAUSE: Final = 0.05
-MOST_PAUSE: Final = 0.5
-"""Seconds between two looks. What another program removes must be back within a second."""
-LOST_SECONDS: Final = 1.0
-"""Seconds between two looks where nothing can be read from the kernel any more."""
-_READS: Final = 64
-"""Messages taken in one wake-up; the loop calls again for the rest."""
+
+def netlink_changes(groups: int = GROUPS, protocol: int = ROUTE) -> Changes:
+    """Changes of links, addresses, routes and rules, or of other groups. Raises OSError where the kernel tells none."""
+    sock = netlink_socket(protocol)
+    try:
+        sock.bind((0, groups))
+    except BaseException:
+        sock.close()
+        raise
+    return Changes(sock)
 
 
-def pause(took: float) -> float:
-    """Seconds to wait after a look of `took` seconds, so that looks take at most a fifth of the time.
-
-    The first change after a quiet time is handled at once. Many routes, or another program that keeps removing ours,
-    slow this down to at most half a second.
-    """
-    return min(MOST_PAUSE, max(LEAST_PAUSE, 4 * took))
-
-
-class Changes:
-    """Changes of links, addresses, routes and rules in this thread's network namespace, or with other arguments those
-    of packet filters. A context manager. Raises OSError where the kernel tells none."""
-
-    def __init__(self, protocol: int = ROUTE, groups: int = GROUPS) -> None:
-        self._event = asyncio.Event()
-        self._lost = False
-        self._loop = asyncio.get_running_loop()
-        self._socket = netlink_socket(protocol)
-        try:
-            self._socket.setblocking(False)
-            self._socket.bind((0, groups))
-            self._loop.add_reader(self._socket, self._readable)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def _readable(self) -> None:
-        for _ in range(_READS):
-            try:
-                # The rest of a datagram is dropped.
-                self._socket.recv(1)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    self._lose(error)
-                    return
-            self._event.set()
-
-    def _lose(self, error: OSError) -> None:
-        """Nothing more can be read; the socket would stay readable for ever."""
-        _log.warning("the kernel tells no more changes (%s), so each second is looked", reason_of(error))
-        self._loop.remove_reader(self._socket)
-        self._lost = True
-        self._event.set()
-
-    @classmethod
-    def of_filters(cls) -> Self:
-        return cls(NETFILTER, FILTER_GROUPS)
-
-    async def wait(self) -> None:
-        """Return after a change since the last return, or since the start; where the kernel tells none any more, after
-        a second."""
-        if self._lost:
-            await asyncio.sleep(LOST_SECONDS)
-            return
-        await self._event.wait()
-        self._event.clear()
-
-    def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class NoChanges(Changes):
-    """Where the kernel tells none: `wait` never returns."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self._lost = False
-
-    def close(self) -> None:
-        return
+def filter_changes() -> Changes:
+    """Each change of any table of the packet filter. Raises OSError as netlink_changes."""
+    return netlink_changes(FILTER_GROUPS, NETFILTER)

@@ -21,14 +21,6 @@ from typing import Final
 from ..rules.ranges import IPNetwork
 from .netlink import DUMP, ROUTE, NetlinkSocket, attributes
 
-ADDRESS_GROUPS: Final = (
-    0x10  # IPv4 addresses
-    | 0x40  # IPv4 routes
-    | 0x100  # IPv6 addresses
-    | 0x400  # IPv6 routes
-)
-"""The groups of netlink_watch.Changes that tell of changes."""
-
 # rtnetlink(7) and the headers of the kernel.
 _NEW_ADDRESS: Final = 20
 _GET_ADDRESS: Final = 22

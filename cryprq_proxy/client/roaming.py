@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, Protocol
+from typing import Protocol
 
-from ..base.netlink_watch import Changes, pause
+from ..base.address_changes import address_changes
+from ..base.changes import pause
 from ..errors import reason_of
-
-GROUPS: Final = 0x10 | 0x100
-"""IPv4 and IPv6 addresses, of netlink_watch.Changes."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ async def follow_addresses(linked: Linked) -> None:
     """Look after each change of addresses. Returns where the kernel tells none."""
     clock = asyncio.get_running_loop().time
     try:
-        changes = Changes(groups=GROUPS)
+        changes = address_changes()
     except OSError as error:
         _log.debug("the kernel tells no changes of addresses: %s", reason_of(error))
         return

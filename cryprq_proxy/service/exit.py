@@ -20,9 +20,10 @@ from typing import Final
 
 from msgspec import structs
 
+from ..base.address_changes import address_changes
+from ..base.changes import Changes, NoChanges, pause
 from ..base.log import set_level
-from ..base.netlink_watch import Changes, NoChanges, pause
-from ..base.own_addresses import ADDRESS_GROUPS, own_addresses
+from ..base.own_addresses import own_addresses
 from ..base.passed_sockets import PassedSockets
 from ..base.program import to_run
 from ..base.tasks import spawn
@@ -342,7 +343,7 @@ async def _follow_addresses(policy: EgressPolicy, network: PacketNetwork) -> Non
 
 def _address_changes() -> Changes:
     try:
-        return Changes(groups=ADDRESS_GROUPS)
+        return address_changes(routes=True)
     except OSError as error:
         _log.debug(
             "the kernel tells no changes of addresses (%s): they are looked up every %g s",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,24 @@ if TYPE_CHECKING:
     from tun.leaktest.canaries import CanaryTargets
     from tun.leaktest.held import HeldFlow
     from tun.settings import ExitNetworkSettings, TunnelSettings
+    from tun.system import System
 
 
-def _need_linux_and_root(what: str) -> None:
-    if sys.platform != "linux":
-        raise ConfigError(f"{what} works on Linux only so far; the local proxy works everywhere")
+def _system_for(what: str) -> System:
+    """The system that `what` needs. Raises ConfigError where there is none, and without root."""
+    from tun.this_system import this_system
+
+    system = this_system()
     if os.geteuid():
         raise ConfigError(f"{what} changes routes and filters of this machine: run it as root (sudo)")
+    return system
+
+
+def _need_lockdown() -> None:
+    if not _system_for("lockdown").has_lockdown:
+        raise ConfigError(
+            "lockdown works on Linux only: this system loads no packet filter of ours before the network comes"
+        )
 
 
 def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
@@ -47,10 +58,11 @@ def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
         raise ConfigError(
             "--tun and --upstream exclude each other: the packets of the link could not be told apart"
         )
-    _need_linux_and_root("--tun")
+    system = _system_for("--tun")
     from tun.tunnel import TunnelPlan
 
     return TunnelPlan.of(
+        system,
         tunnel_settings(config.tun),
         [endpoint.address for exit in config.exits() for endpoint in exit.endpoints],
         rules,
@@ -62,17 +74,18 @@ def cut_by_start(table: TunTable) -> list[str]:
 
     Empty also where system-wide mode cannot start: the start itself says why. Changes nothing.
     """
-    if sys.platform != "linux" or os.geteuid() or table.inbound == "keep" or table.confirm:
+    if os.geteuid() or table.inbound == "keep" or table.confirm:
         return []
-    from tun.firewall.inbound import cut_connections, observe
-    from tun.linux.routing.kernel_state import read_lan
+    from tun.firewall.inbound import cut_connections
 
     settings = tunnel_settings(table)
     try:
-        lan = asyncio.run(read_lan(settings.device))
+        system = _system_for("--tun")
+        lan = asyncio.run(system.read_lan(settings.device))
+        inbound = system.read_inbound()
     except CryprqError:
         return []
-    return list(map(str, cut_connections(settings, lan, observe().connections)))
+    return list(map(str, cut_connections(settings, lan, inbound.connections)))
 
 
 def explain_rules(rules: RuleSet, host: str, port: int) -> str:
@@ -120,10 +133,10 @@ def exit_network_settings(table: ExitTunTable) -> ExitNetworkSettings:
 
 def start_network(config: ExitConfig, policy: EgressPolicy) -> Awaitable[ExitNetwork]:
     """The running ExitNetwork (tun/exit_network.py) of an exit. Raises CryprqError; ConfigError at once."""
-    _need_linux_and_root("--tun at the exit")
+    system = _system_for("--tun at the exit")
     from tun.exit_network import ExitNetwork
 
-    return ExitNetwork.start(exit_network_settings(config.tun), policy)
+    return ExitNetwork.start(system, exit_network_settings(config.tun), policy)
 
 
 def clean_up(state: Path, say: Callable[[str], None], *, lift: bool = False) -> None:
@@ -131,10 +144,10 @@ def clean_up(state: Path, say: Callable[[str], None], *, lift: bool = False) -> 
 
     Raises CryprqError. Needs no configuration. Does nothing, and says so, where nothing is left.
     """
-    _need_linux_and_root("cleanup")
+    system = _system_for("cleanup")
     from tun.cleanup import clean
 
-    done = clean(state, lift=lift)
+    done = clean(system, state, lift=partial(system.lift_lockdown, state) if lift else None)
     if lift:
         lockdown_unit.remove()
     say(f"undone: {', '.join(done)}" if done else "nothing was left to undo")
@@ -147,15 +160,14 @@ def clean_up(state: Path, say: Callable[[str], None], *, lift: bool = False) -> 
 
 def lock_down(config: ClientConfig, rules: RuleSet, say: Callable[[str], None]) -> None:
     """Hold everything in from now on while no client runs, from before the network comes. Raises CryprqError."""
-    _need_linux_and_root("lockdown")
+    _need_lockdown()
     plan = make_tunnel(config, rules)
-    from tun.linux.firewall import nft
     from tun.linux.firewall.lockdown import FILE
-    from tun.linux.firewall.lockdown_switch import turn_on
+    from tun.linux.firewall.lockdown_switch import loader, turn_on
 
     file = config.tun.state_dir / FILE
     # First, as it does nothing without the file: so a boot finds both or none.
-    manager = lockdown_unit.install(file, nft.program())
+    manager = lockdown_unit.install(file, loader())
     stands = asyncio.run(turn_on(plan.settings, plan.exits, plan.policy))
     if manager:
         lockdown_unit.start()
@@ -172,7 +184,7 @@ def lock_down(config: ClientConfig, rules: RuleSet, say: Callable[[str], None]) 
 
 def lift_lockdown(state: Path, say: Callable[[str], None]) -> None:
     """The end of it. Works without a configuration, and where only a part of it is there. Raises CryprqError."""
-    _need_linux_and_root("lockdown")
+    _need_lockdown()
     from tun.linux.firewall.lockdown_switch import turn_off
 
     was_on = turn_off(state)
@@ -189,7 +201,7 @@ def check_leak_test(to: Sequence[str]) -> None:
     """Raise ConfigError for what no leak test can be made with, before anything is asked."""
     for text in to:
         _literal(text)
-    _need_linux_and_root("leaktest")
+    _system_for("leaktest")
 
 
 def hold_flows(to: Sequence[str], seconds: int) -> list[HeldFlow]:
@@ -198,7 +210,7 @@ def hold_flows(to: Sequence[str], seconds: int) -> list[HeldFlow]:
     Raises ConfigError.
     """
     addresses = [_literal(text) for text in to]
-    _need_linux_and_root("leaktest")
+    _system_for("leaktest")
     from tun.leaktest.held import hold
 
     return hold(_canary_targets(addresses), seconds)
@@ -215,10 +227,9 @@ def leak_test(
     tunnel.
     """
     addresses = [_literal(text) for text in to]
-    _need_linux_and_root("leaktest")
+    system = _system_for("leaktest")
     from tun.leaktest import probe as leakprobe
     from tun.leaktest.report import plain, render
-    from tun.linux.capture import LINUX_LEAK_TEST
 
     tun = next((role.tun for role in running if isinstance(role, ClientStatus) and role.tun), None)
     exits: Sequence[tuple[str, int]]
@@ -230,18 +241,16 @@ def leak_test(
         except ValueError:
             raise ConfigError("the client is of another version: restart it, then test") from None
     elif leftovers.lockdown():
-        from tun.linux.locked import let_out
-
-        exits, allowed = let_out()
+        exits, allowed = system.let_out()
     else:
         raise ConfigError(
             f"no client in system-wide mode is running: start {to_run('--tun')} first, then test"
         )
     report = asyncio.run(
         leakprobe.run(
+            system=system.leak_test,
             tunnel=leakprobe.NO_TUNNEL if tun is None else _tunnel_of(tun),
             exits=exits,
-            system=LINUX_LEAK_TEST,
             allowed=allowed,
             targets=_canary_targets(addresses, devices=list(tun.uplinks) if tun else ()),
             held=held,

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from cryprq_proxy.base import changes as changes_module
 from cryprq_proxy.base import netlink_watch
-from cryprq_proxy.base.netlink_watch import LEAST_PAUSE, MOST_PAUSE, Changes, NoChanges, pause
+from cryprq_proxy.base.changes import LEAST_PAUSE, MOST_PAUSE, NoChanges, pause
+from cryprq_proxy.base.netlink_watch import netlink_changes
 
 
 class FakeSocket(socket.socket):
@@ -45,7 +47,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
 
 async def test_each_change_is_told_once(ends: Ends) -> None:
     kernel, ours = ends
-    with Changes(groups=5) as changes:
+    with netlink_changes(5) as changes:
         assert ours.bound == (0, 5)
         kernel.send(b"message")
         kernel.send(b"another")
@@ -60,7 +62,7 @@ async def test_each_change_is_told_once(ends: Ends) -> None:
 
 async def test_lost_messages_are_a_change(ends: Ends) -> None:
     kernel, ours = ends
-    with Changes() as changes:
+    with netlink_changes() as changes:
         ours.full = True
         kernel.send(b"lost")
         await changes.wait()
@@ -69,7 +71,7 @@ async def test_lost_messages_are_a_change(ends: Ends) -> None:
 async def test_where_the_kernel_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="not supported"):
-        Changes()
+        netlink_changes()
     with NoChanges() as none:
         waiting = asyncio.ensure_future(none.wait())
         await asyncio.sleep(0)
@@ -87,7 +89,7 @@ async def test_a_socket_that_gives_nothing_but_errors_is_left(
     ends: Ends, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stayed readable, and each turn of the loop logged the same error."""
-    monkeypatch.setattr(netlink_watch, "LOST_SECONDS", 0.01)
+    monkeypatch.setattr(changes_module, "LOST_SECONDS", 0.01)
     kernel, ours = ends
     failures = 0
 
@@ -97,7 +99,7 @@ async def test_a_socket_that_gives_nothing_but_errors_is_left(
         raise OSError(errno.ENOMEM, "no memory")
 
     monkeypatch.setattr(ours, "recv", recv)
-    with Changes() as changes:
+    with netlink_changes() as changes:
         kernel.send(b"message")
         for _ in range(3):
             await changes.wait()

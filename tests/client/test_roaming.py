@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from cryprq_proxy.base.netlink_watch import NoChanges
+from cryprq_proxy.base.changes import NoChanges
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.batch import UdpOffload
 from cryprq_proxy.carriers.lane.client import ClientLane
@@ -33,7 +33,7 @@ async def test_each_change_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None
         async def wait(self) -> None:
             await told.acquire()
 
-    monkeypatch.setattr(roaming, "Changes", lambda *, groups: Told())
+    monkeypatch.setattr(roaming, "address_changes", Told)
     monkeypatch.setattr(roaming, "pause", lambda took: 0)
     looks = Looks()
     task = spawn(follow_addresses(looks), "addresses")
@@ -48,10 +48,10 @@ async def test_each_change_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_where_the_kernel_tells_nothing_there_is_nothing_to_follow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def none(*, groups: int) -> None:
+    def none() -> None:
         raise OSError(errno.EAFNOSUPPORT, "no netlink")
 
-    monkeypatch.setattr(roaming, "Changes", none)
+    monkeypatch.setattr(roaming, "address_changes", none)
     await follow_addresses(looks := Looks())
     assert not looks.count
 

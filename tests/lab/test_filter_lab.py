@@ -43,11 +43,11 @@ from tests.support.lab.paths import (
     WORLD6,
     Paths,
 )
+from tun.firewall.filter_rules import FilterRule, FilterRules
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
 from tun.linux.firewall import nft
 from tun.linux.firewall.filter import Filter
 from tun.linux.firewall.standing import Standing
-from tun.linux.firewall.user_rules import FilterRule, FilterRules
 
 BOTH = pytest.mark.parametrize("public", [PUBLIC4, PUBLIC6], ids=["ipv4", "ipv6"])
 

@@ -16,6 +16,7 @@ from tests.support.lab.paths import Cable, family, open_tun
 from tests.support.settings import exit_network_settings
 from tun.linux.firewall import exit_table, nft
 from tun.settings import ExitNetworkSettings
+from tun.system import Count
 
 TUN = "cryprq-exit0"
 EXIT4, EXIT6 = "5.75.10.2", "2a01:4f8:10::2"
@@ -71,7 +72,7 @@ class Exit:
         with self.exit.entered():
             exit_table.ExitFilter.up(settings, self.journal.append, ipv6=ipv6, ours=ours)
 
-    def counts(self) -> dict[str, nft.Count]:
+    def counts(self) -> dict[str, Count]:
         with self.exit.entered():
             return nft.counts(nft.ask("list", "counters", "table", "inet", nft.EXIT) or [])
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cryprq_proxy.base.netlink_watch import Changes
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.lab.net import LONG, NETNS, SILENCE, Lab, Namespace
 from tests.support.settings import tunnel_settings
@@ -146,7 +146,7 @@ async def watched(routes: UndoneRoutes) -> AsyncIterator[Heard]:
 @asynccontextmanager
 async def until(holds: Callable[[], bool]) -> AsyncIterator[None]:
     """Does what is inside, and waits until it holds; looks after each of the kernel's events."""
-    with Changes() as changes:
+    with netlink_changes() as changes:
         yield
         while not holds():
             await changes.wait()

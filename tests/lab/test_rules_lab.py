@@ -42,9 +42,9 @@ from tests.support.lab.paths import (
     Paths,
     open_tun,
 )
+from tun.firewall.filter_rules import FilterRules
 from tun.firewall.policy import Policy
 from tun.linux.firewall.filter import Filter
-from tun.linux.firewall.user_rules import FilterRules
 
 BOTH = pytest.mark.parametrize("public", [PUBLIC4, PUBLIC6], ids=["ipv4", "ipv6"])
 TUNNEL, DIRECT, BLOCK = Verdict.TUNNEL, Verdict.DIRECT, Verdict.BLOCK

@@ -24,9 +24,8 @@ from tests.support.lab.links import Role
 from tests.support.lab.net import LONG, RESOLVER, LabError, until
 from tests.support.lab.questions import questions
 from tests.support.lab.stage import OTHER4, OTHER6, TUN, Stage, beside_the_link
-from tun.linux.device import MIN_MTU
 from tun.reconciler import FIGHT, FIGHT_SECONDS, SLOW
-from tun.settings import MTU, SLICE_OVERHEAD
+from tun.settings import MIN_MTU, MTU, SLICE_OVERHEAD
 
 OUTER: Final = 20.0
 """Seconds for one repair on a machine that is busy with other things."""

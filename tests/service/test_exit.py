@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.netlink_watch import NoChanges
+from cryprq_proxy.base.changes import NoChanges
 from cryprq_proxy.base.sockets import set_reset_on_close
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.cli import cli
@@ -213,14 +213,14 @@ async def test_own_addresses_are_followed(
     own = {"192.0.2.1"}
     made: list[ToldChanges] = []
 
-    def changes(*, groups: int) -> ToldChanges:
+    def changes(*, routes: bool) -> ToldChanges:
         if not told_by_kernel:
             raise OSError(errno.EAFNOSUPPORT, "no netlink")
         made.append(ToldChanges())
         return made[-1]
 
     monkeypatch.setattr(exit_module, "own_addresses", lambda before=frozenset(): frozenset(own))
-    monkeypatch.setattr(exit_module, "Changes", changes)
+    monkeypatch.setattr(exit_module, "address_changes", changes)
     monkeypatch.setattr(exit_module, "OWN_ADDRESSES_SECONDS", 3600 if told_by_kernel else 0.001)
     starts = Starts()
     async with running(role(files, starts=starts)):

@@ -31,7 +31,6 @@ from cryprq_proxy.service.system_wide import (
     start_network,
 )
 from cryprq_proxy.status import ClientStatus, ExitStatus, Status, read
-from tun import cleanup
 from tun.firewall.inbound import Inbound, InboundConnection
 from tun.firewall.policy import Policy
 from tun.journal import Entry, Journal
@@ -41,6 +40,8 @@ from tun.leaktest.report import CanaryRow, CanaryVerdict, LeakReport
 from tun.linux import sysctl
 from tun.linux.firewall import lockdown_switch, nft
 from tun.linux.firewall.lockdown import FILE as LOCKDOWN_FILE
+from tun.linux.routing import routes
+from tun.linux.system import Linux
 from tun.routing.lan import Lan
 from tun.settings import CLIENT_JOURNAL, EXIT_JOURNAL, TunnelSettings
 from tun.tunnel import TunnelPlan
@@ -59,7 +60,7 @@ def exit_peer(text: str = "") -> ExitConfig:
 @pytest.fixture
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or so this module believes; the journal's own checks stay."""
-    monkeypatch.setattr(system, "_need_linux_and_root", lambda what: None)
+    monkeypatch.setattr(system, "_system_for", lambda what: Linux())
 
 
 @pytest.fixture
@@ -82,11 +83,15 @@ async def test_without_root_it_is_one_sentence(nobody: None) -> None:
 
 
 async def test_on_another_system_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(ConfigError, match="works on Linux only so far; the local proxy works everywhere"):
-        make_tunnel(client(), EVERYTHING)
-    with pytest.raises(ConfigError, match="--tun at the exit works on Linux only so far"):
-        start_network(exit_peer(), EgressPolicy())
+    monkeypatch.setattr(sys, "platform", "freebsd14")
+    for make in (
+        lambda: make_tunnel(client(), EVERYTHING),
+        lambda: start_network(exit_peer(), EgressPolicy()),
+    ):
+        with pytest.raises(
+            ConfigError, match="works on Linux and macOS, not on freebsd14; the local proxy works"
+        ):
+            make()
 
 
 async def test_not_through_an_upstream_proxy(nobody: None) -> None:
@@ -107,8 +112,8 @@ def test_nothing_is_cut_where_a_setting_has_settled_it(
         return Lan()
 
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("tun.firewall.inbound.observe", observe)
-    monkeypatch.setattr("tun.linux.routing.kernel_state.read_lan", read_lan)
+    monkeypatch.setattr("tun.linux.system.observe", observe)
+    monkeypatch.setattr("tun.linux.system.read_lan", read_lan)
     assert cut_by_start(TunTable()) == ["203.0.113.9"]
     assert cut_by_start(TunTable(**settled)) == []
 
@@ -211,7 +216,7 @@ class Kernel:
         self.rules = True
         self.settings: dict[str, list[str]] = {}
         """Table -> names of the kernel settings that stand as its role sets them."""
-        monkeypatch.setattr(cleanup, "delete_ours", self.delete_ours)
+        monkeypatch.setattr(routes, "delete_ours", self.delete_ours)
         # The machine has one sign of life, and tests run side by side.
         monkeypatch.setattr(leftovers, "cleaning_up", nullcontext)
         self.header = False
@@ -576,5 +581,5 @@ def test_no_connection_is_cut_where_the_kernel_cannot_be_asked(
     async def read_lan(own: str) -> Lan:
         raise CryprqError("the kernel does not answer")
 
-    monkeypatch.setattr("tun.linux.routing.kernel_state.read_lan", read_lan)
+    monkeypatch.setattr("tun.linux.system.read_lan", read_lan)
     assert system.cut_by_start(TunTable()) == []

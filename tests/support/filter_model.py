@@ -9,8 +9,8 @@ from ipaddress import ip_address
 
 from cryprq_proxy.rules.syntax import Verdict
 from tun.dns.names import from_text
+from tun.firewall.filter_rules import FilterRules
 from tun.firewall.policy import Policy
-from tun.linux.firewall.user_rules import FilterRules
 
 
 def filtered(found: FilterRules, address: str | None, port: int) -> Verdict:

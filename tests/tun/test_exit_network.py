@@ -28,9 +28,11 @@ from tun.device.packets import Drop, datagram, parse
 from tun.exit_network import ANSWERS, VERDICTS, ExitNetwork
 from tun.journal import Journal
 from tun.linux import exit_kernel, sysctl
+from tun.linux import system as linux
 from tun.linux.device import Tun
 from tun.linux.firewall import exit_table, nft
 from tun.linux.routing import pool_routes
+from tun.linux.system import Linux
 from tun.reconciler import Fact
 from tun.routing.address_pool import Occupied
 from tun.routing.lan import Uplink
@@ -44,6 +46,8 @@ INSIDE4, INSIDE6 = ip_address("10.0.0.1").packed, ip_address("fd00::1").packed
 
 class FakeTun:
     """A device that keeps what is written. The first one of its name takes `Tun.open`'s place."""
+
+    name = "cryprq-exit0"
 
     def __init__(self) -> None:
         self.written: list[tuple[bytes, Shape]] = []
@@ -98,6 +102,20 @@ class FakeLink:
         self.sent.append(bytes(buffer[start:end]))
 
 
+class ToldToAll:
+    """An event of each who listens."""
+
+    def __init__(self) -> None:
+        self.events: list[asyncio.Event] = []
+
+    def set(self) -> None:
+        for event in self.events:
+            event.set()
+
+    def is_set(self) -> bool:
+        return any(event.is_set() for event in self.events)
+
+
 class Stage:
     """An ExitNetwork on a fake device, in a state directory of its own."""
 
@@ -107,7 +125,7 @@ class Stage:
         self.refusal: Exception | None = None
         self.withhold: Callable[[bool], None] = lambda withhold: None
         self.ipv6 = ipv6
-        self.changed = asyncio.Event()
+        self.changed = ToldToAll()
         """Set it after a change of `ipv6`."""
         steps = self.tun.steps
         stage = self
@@ -120,16 +138,16 @@ class Stage:
             return Occupied((), ())
 
         monkeypatch.setattr(Tun, "open", self.tun.open)
-        monkeypatch.setattr(exit_network, "read_occupied", read_occupied)
+        monkeypatch.setattr(linux, "read_occupied", read_occupied)
         monkeypatch.setattr(exit_table, "warnings", lambda tun: [])
         monkeypatch.setattr(exit_kernel, "ExitFilter", self._table())
         monkeypatch.setattr(exit_kernel, "KernelSetting", self._setting())
         monkeypatch.setattr(exit_kernel, "read_uplinks", read_uplinks)
         monkeypatch.setattr(exit_kernel, "PoolRoutes", self._routes())
-        monkeypatch.setattr(exit_kernel, "Changes", self._told())
-        monkeypatch.setitem(exit_network.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
-        monkeypatch.setitem(exit_network.UNDO, pool_routes.KIND, lambda entry: steps.append("undo routes"))
-        monkeypatch.setitem(exit_network.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
+        monkeypatch.setattr(exit_kernel, "netlink_changes", self._told())
+        monkeypatch.setitem(nft.UNDO, nft.KIND, lambda entry: steps.append(f"undo {entry['table']}"))
+        monkeypatch.setitem(pool_routes.UNDO, pool_routes.KIND, lambda entry: steps.append("undo routes"))
+        monkeypatch.setitem(sysctl.UNDO, sysctl.KIND, lambda entry: steps.append("undo a sysctl"))
 
     def _table(self) -> type[Fact]:
         stage = self
@@ -200,19 +218,25 @@ class Stage:
         stage = self
 
         class Told:
+            def __init__(self) -> None:
+                self._event = asyncio.Event()
+                stage.changed.events.append(self._event)
+
             def __enter__(self) -> Told:
                 return self
 
             def __exit__(self, *_: object) -> None: ...
 
             async def wait(self) -> None:
-                await stage.changed.wait()
-                stage.changed.clear()
+                await self._event.wait()
+                self._event.clear()
 
         return Told
 
     async def start(self, policy: EgressPolicy | None = None) -> ExitNetwork:
-        return await ExitNetwork.start(exit_network_settings(state=self.state), policy or EgressPolicy())
+        return await ExitNetwork.start(
+            Linux(), exit_network_settings(state=self.state), policy or EgressPolicy()
+        )
 
     @asynccontextmanager
     async def running(self, policy: EgressPolicy | None = None) -> AsyncIterator[Exit]:
@@ -366,7 +390,9 @@ async def test_slices_of_a_plain_packet_are_not_taken_for_it(stage: Stage) -> No
 @pytest.mark.parametrize("policy", [EgressPolicy(), EgressPolicy(allow_private=True)])
 async def test_the_tunnels_own_addresses(stage: Stage, isolate: bool, policy: EgressPolicy) -> None:
     """Whatever policy and kernel's filter allow: services of the exit never, other clients only without isolation."""
-    network = await ExitNetwork.start(exit_network_settings(state=stage.state, isolate=isolate), policy)
+    network = await ExitNetwork.start(
+        Linux(), exit_network_settings(state=stage.state, isolate=isolate), policy
+    )
     exit = Exit(network, stage.tun)
     settings = network._settings
     _, bob = exit.join(BOB)
@@ -542,7 +568,7 @@ async def test_whatever_comes_is_written_counted_or_answered(
     kernel: Any = FakeKernel()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(exit_network, "Reconciler", FakeReconciler)
-        network = ExitNetwork(settings, EgressPolicy(), tun, kernel, AsyncExitStack())
+        network = ExitNetwork(Linux(), settings, EgressPolicy(), tun, kernel, AsyncExitStack())
     exit = Exit(network, tun)
     packet = noise
     if version is not None:
@@ -626,7 +652,7 @@ async def test_uplinks_are_followed_where_the_kernel_tells_no_changes(
     def refused() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(exit_kernel, "Changes", refused)
+    monkeypatch.setattr(exit_kernel, "netlink_changes", refused)
     monkeypatch.setattr(exit_kernel, "POLL_SECONDS", 0.01)
     async with stage.running() as exit:
         await until(lambda: "the kernel tells no changes" in caplog.text)

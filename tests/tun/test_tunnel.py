@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -19,68 +16,35 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base import forwarder_port, leftovers
+from cryprq_proxy.base import leftovers
 from cryprq_proxy.errors import ConfigError, CryprqError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.lists import ListedNames
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import DeviceStatus, DnsStatus, KillSwitchStatus, RepairStatus, TunRules, TunStatus
+from tests.support.fake_system import FILTER, ROUTES, FakeDevice, FakeSystem
 from tests.support.settings import tunnel_settings
 from tun import interface, tunnel
 from tun.dns.names import from_text
-from tun.firewall import kill_switch
-from tun.firewall.filter_settings import FilterSettings
-from tun.firewall.inbound import NOT_KEPT
 from tun.journal import Journal
-from tun.linux.device import MIN_MTU, Tun
-from tun.linux.firewall import nft
-from tun.linux.firewall.lockdown import AtRest
-from tun.linux.firewall.marks import FIRST_MARKS
-from tun.linux.routing.routes import KIND as ROUTING
 from tun.resolver.known_addresses import KnownAddresses
 from tun.routing.exit_endpoints import MAX_ADDRESSES
 from tun.routing.lan import Lan
-from tun.settings import CLIENT_JOURNAL, MTU, SLICE_OVERHEAD
+from tun.settings import CLIENT_JOURNAL, MIN_MTU, MTU, SLICE_OVERHEAD
 from tun.tunnel import Tunnel, TunnelPlan
 
 EXIT = Destination("192.0.2.1", 4433)
 OWN4, OWN6 = bytes([198, 18, 0, 7]), ip_address("fd63:7279:7071::7").packed
-LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
 
 
-class Machine:
-    """The system around the tunnel: `steps` in their order, and `fails`, the step that is refused."""
+class Machine(FakeSystem):
+    """The system, and fakes of what else the tunnel is made of."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
-        self.steps: list[str] = []
-        self.fails = ""
-        self.during: dict[str, Callable[[], None]] = {}
-        """What else happens at a step, once."""
-        self.state = state
-        self.filter: FakeFilter
-        self.devices: list[FakeDevice] = []
-        self.standing = True
-        self.left_over = False
-        """Whether the table that stands has our chains, though no journal names it."""
-        self.ipv6 = True
-        self.open_port = ""
-        self.blocked: threading.Event | None = None
-        self.waits = threading.Event()
-        self.routes: FakeRoutes
+        super().__init__(state)
         self.blocked_name: Callable[[bytes], bool]
         machine = self
-
-        def undoer(entry: Any) -> None:
-            machine.step(f"undo {entry['kind']}")
-
-        async def read_lan(own: str) -> Lan:
-            machine.step("look")
-            return LAN
-
-        async def choose(record: Any, *, leave: bool, state: Path) -> FakeResolver:
-            machine.step("choose resolver")
-            return FakeResolver(machine, record)
 
         def build(settings: Any, *, also_blocks: Callable[[bytes], bool], **_: Any) -> FakeForwarder:
             machine.step(f"forwarder ipv6={settings.ipv6}")
@@ -90,143 +54,12 @@ class Machine:
         async def resolve_early(names: set[str], resolvers: Any, known: KnownAddresses, *, mark: int) -> None:
             machine.step(f"ask early for {' '.join(names)}")
 
-        kinds = (nft.KIND, ROUTING, "resolver")
-        monkeypatch.setattr(tunnel, "undoers", lambda settings: dict.fromkeys(kinds, undoer))
-        monkeypatch.setattr(tunnel, "read_lan", read_lan)
         monkeypatch.setattr(tunnel, "resolve_early", resolve_early)
-        monkeypatch.setattr(kill_switch, "Filter", FilterFactory(machine))
-        monkeypatch.setattr(tunnel, "Routes", lambda *given: FakeRoutes(machine, *given))
         for module in (interface, tunnel):
             monkeypatch.setattr(module, "Reconciler", FakeReconciler)
         monkeypatch.setattr(interface, "build", build)
         monkeypatch.setattr(interface, "DnsServer", lambda forwarder: FakeServer(machine))
-        monkeypatch.setattr("tun.linux.resolver.choose.choose", choose)
         monkeypatch.setattr(leftovers, "claimed", lambda role: contextlib.nullcontext())
-        monkeypatch.setattr(forwarder_port, "open_to_all", lambda: self.open_port)
-        monkeypatch.setattr(nft, "is_left_over", lambda table: machine.left_over)
-        monkeypatch.setattr(nft, "exists", lambda table: machine.standing)
-        monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
-        monkeypatch.setattr(Tun, "open", lambda name, **_: FakeDevice(machine, name))
-
-    def step(self, what: str) -> None:
-        if what == self.fails:
-            raise CryprqError(f"the kernel refused to {what}")
-        self.steps.append(what)
-        self.during.pop(what, lambda: None)()
-
-    async def reached(self, step: str) -> None:
-        """Waits for a step that is made after a change of the filter, which is made on a thread."""
-        while step not in self.steps:
-            await asyncio.sleep(0.001)
-
-    def take(self) -> list[str]:
-        steps, self.steps = self.steps, []
-        return steps
-
-    def journal(self) -> list[str]:
-        with Journal(self.state / CLIENT_JOURNAL) as journal:
-            return [entry["kind"] for entry in journal.entries()]
-
-
-@dataclass
-class FilterFactory:
-    machine: Machine
-
-    def up(self, settings: FilterSettings, record: Any, *, ours: bool, keep_inbound: bool) -> FakeFilter:
-        record({"kind": nft.KIND, "table": nft.CLIENT})
-        self.machine.filter = FakeFilter(self.machine, settings, ours=ours)
-        self.machine.step("filter up")
-        return self.machine.filter
-
-
-class FakeFilter:
-    def __init__(self, machine: Machine, settings: FilterSettings, *, ours: bool) -> None:
-        self.machine, self.settings, self.ours = machine, settings, ours
-
-    def update(self, settings: FilterSettings) -> bool:
-        if settings == self.settings:
-            return False
-        self.machine.step("filter update")
-        self.settings = settings
-        return True
-
-    def standing(self) -> bool:
-        return self.machine.standing
-
-    def restore(self) -> None:
-        self.machine.step("filter restored")
-        self.machine.standing = True
-
-    def ended(self) -> Callable[[], object]:
-        """As if conntrack were empty."""
-        return lambda: 0
-
-    def at_rest(self) -> AtRest:
-        return AtRest(self.settings, NOT_KEPT, FIRST_MARKS)
-
-    def paused(self) -> int:
-        return 3
-
-    def counters(self) -> dict[str, nft.Count]:
-        return {"dns": nft.Count(4, 400)}
-
-    def pause(self, seconds: int) -> None:
-        if self.machine.blocked is not None:
-            self.machine.waits.set()
-            assert self.machine.blocked.wait(20)
-        self.machine.step(f"pause {seconds}")
-
-    @contextmanager
-    def resolving(self, resolvers: Any) -> Iterator[None]:
-        self.machine.step(f"open for {', '.join(map(str, resolvers))}")
-        try:
-            yield
-        finally:
-            self.machine.step("closed")
-
-
-class FakeDevice:
-    def __init__(self, machine: Machine, name: str) -> None:
-        machine.step("open device")
-        machine.devices.append(self)
-        self.machine, self.mtu = machine, MTU
-        self.written: list[bytes] = []
-        self.addresses: list[str] = []
-        self.gate: asyncio.Event | None = None
-        self.closed = False
-
-    async def configure(self, interfaces: list[Any]) -> tuple[Any, ...]:
-        if self.gate is not None:
-            await self.gate.wait()
-        self.machine.step("configure device")
-        configured = tuple(each for each in interfaces if each.version == 4 or self.machine.ipv6)
-        self.addresses = [str(each.ip) for each in configured]
-        return configured
-
-    def start(self, loop: Any, on_packet: Any, drained: Any, lost: Callable[[OSError], None]) -> None:
-        self.machine.step("start device")
-        self.on_packet, self.on_lost = on_packet, lost
-
-    def versions(self) -> frozenset[int]:
-        return frozenset({4, 6})
-
-    async def set_mtu(self, mtu: int) -> None:
-        if self.gate is not None:
-            await self.gate.wait()
-        self.machine.step(f"mtu {mtu}")
-        self.mtu = mtu
-
-    def write_run(self, buffer: memoryview, start: int, end: int, run: Run) -> bool:
-        self.written.append(bytes(buffer[start:end]))
-        return True
-
-    def status(self) -> DeviceStatus:
-        return DeviceStatus(name="cryprq0")
-
-    def close(self) -> None:
-        if not self.closed:
-            self.machine.step("close device")
-        self.closed = True
 
 
 class FakeReconciler:
@@ -239,54 +72,6 @@ class FakeReconciler:
     def wake(self) -> None: ...
 
     async def stop(self) -> None: ...
-
-
-class FakeFact:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-class FakeRoutes(FakeFact):
-    def __init__(
-        self,
-        machine: Machine,
-        settings: Any,
-        versions: frozenset[int],
-        record: Any,
-        lan_changed: Callable[[Lan], Awaitable[None]],
-    ) -> None:
-        super().__init__("routes")
-        machine.routes = self
-        self.machine, self.versions, self.record = machine, versions, record
-        self.lan_changed = lan_changed
-        self.uplink_changed: Callable[[], None] = lambda: None
-        self.valid_mark = FakeFact("src_valid_mark")
-
-    async def apply(self, *, ours: bool) -> None:
-        if not ours:
-            self.record({"kind": ROUTING})
-        self.machine.step("routes")
-
-    async def carry(self, versions: frozenset[int]) -> None:
-        self.versions = versions
-        self.machine.step(f"carry {''.join(map(str, sorted(versions)))}")
-
-
-class FakeResolver(FakeFact):
-    kind = "resolv.conf"
-
-    def __init__(self, machine: Machine, record: Any) -> None:
-        super().__init__("resolver")
-        self.machine, self.record = machine, record
-
-    async def set(self, addresses: list[str], index: int, name: str) -> None:
-        self.record({"kind": "resolver"})
-        self.machine.step(f"resolver {' '.join(addresses)}")
-
-    async def close(self) -> None: ...
-
-    def upstreams(self) -> tuple[str, ...]:
-        return ("192.168.1.1", "fe80::1%eth0")
 
 
 class FakeForwarder:
@@ -357,7 +142,9 @@ class Wide:
     ) -> None:
         self.machine = machine
         self.client: Any = FakeClient()
-        self.plan = TunnelPlan.of(tunnel_settings(state=machine.state, **settings), exits or (EXIT,), rules)
+        self.plan = TunnelPlan.of(
+            machine, tunnel_settings(state=machine.state, **settings), exits or (EXIT,), rules
+        )
         self.tunnel: Tunnel
 
     async def start(self) -> None:
@@ -425,8 +212,8 @@ async def test_the_filter_is_first_in_and_last_out(machine: Machine) -> None:
         "close forwarder",
         "close device",
         "undo resolver",
-        f"undo {ROUTING}",
-        f"undo {nft.KIND}",
+        f"undo {ROUTES}",
+        f"undo {FILTER}",
     ]
     assert machine.journal() == []
 
@@ -464,7 +251,7 @@ async def test_a_failure_while_preparing_leaves_nothing(machine: Machine, step: 
     with pytest.raises(CryprqError, match=f"the kernel refused to {step}"):
         await wide.start()
     up = "filter up" in machine.steps or step == "filter up"
-    assert (f"undo {nft.KIND}" in machine.steps) == up
+    assert (f"undo {FILTER}" in machine.steps) == up
     assert machine.journal() == []
 
 
@@ -489,7 +276,7 @@ async def test_a_failure_in_the_middle_undoes_everything(machine: Machine, step:
     with pytest.raises(CryprqError, match=f"the kernel refused to {step}") as caught:
         await wide.tunnel.run(wide.client)
     await wide.close(caught.value)
-    assert machine.steps[-1] == f"undo {nft.KIND}"
+    assert machine.steps[-1] == f"undo {FILTER}"
     for made, undone in (
         ("open device", "close device"),
         ("forwarder ipv6=True", "close forwarder"),
@@ -513,25 +300,12 @@ async def test_an_exit_that_hands_out_nothing_is_one_sentence(machine: Machine) 
     await wide.close()
 
 
-async def test_a_start_says_that_every_user_may_have_the_forwarders_port(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
-    machine.open_port = "every user may listen on port 1022 here"
-    wide = Wide(machine)
-    await wide.start()
-    await wide.close()
-    assert [record.getMessage() for record in caplog.records if "1022" in record.message] == [
-        "every user may listen on port 1022 here; only root may after: "
-        "sysctl -w net.ipv4.ip_unprivileged_port_start=1024"
-    ]
-
-
 # --- what a killed process left ---
 
 
 async def test_the_filter_of_a_killed_process_is_replaced_and_the_rest_undone(machine: Machine) -> None:
     with Journal(machine.state / CLIENT_JOURNAL) as journal:
-        for kind in (nft.KIND, ROUTING, "resolver"):
+        for kind in (FILTER, ROUTES, "resolver"):
             journal.record({"kind": kind})
     wide = Wide(machine)
     await wide.start()
@@ -539,20 +313,20 @@ async def test_the_filter_of_a_killed_process_is_replaced_and_the_rest_undone(ma
     steps = machine.take()
     # Routes of before hold until there are new ones.
     assert steps[steps.index("filter up") + 1 :][:3] == ["undo resolver", "configure device", "routes"]
-    assert f"undo {ROUTING}" not in steps
-    assert f"undo {nft.KIND}" not in steps
+    assert f"undo {ROUTES}" not in steps
+    assert f"undo {FILTER}" not in steps
     await wide.close()
     assert machine.journal() == []
 
 
 async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process(machine: Machine) -> None:
     with Journal(machine.state / CLIENT_JOURNAL) as journal:
-        journal.record({"kind": nft.KIND})
+        journal.record({"kind": FILTER})
     machine.fails = "choose resolver"
     with pytest.raises(CryprqError):
         await Wide(machine).start()
-    assert f"undo {nft.KIND}" not in machine.steps
-    assert set(machine.journal()) == {nft.KIND}
+    assert f"undo {FILTER}" not in machine.steps
+    assert set(machine.journal()) == {FILTER}
 
 
 async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process_without_a_journal(
@@ -562,29 +336,27 @@ async def test_a_start_that_fails_leaves_the_filter_of_a_killed_process_without_
     machine.fails = "choose resolver"
     with pytest.raises(CryprqError):
         await Wide(machine).start()
-    assert f"undo {nft.KIND}" not in machine.steps
-    assert set(machine.journal()) == {nft.KIND}
+    assert f"undo {FILTER}" not in machine.steps
+    assert set(machine.journal()) == {FILTER}
 
 
 async def test_lockdown_says_after_every_end_that_it_stands(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And then no part of the filter is left to the journal: the block has taken its place."""
-    machine.state.mkdir(mode=0o700)
-    (machine.state / "lockdown.nft").touch(0o600)
+    machine.locked_down = True
     for error in (None, CryprqError("the exit carries no packets")):
         wide = Wide(machine)
         await wide.start()
         wide.tunnel.fail_closed = error is not None
         await wide.close(error)
         assert caplog.messages[-1] == leftovers.LOCKDOWN_STANDS
-        assert machine.take()[-1] == f"undo {nft.KIND}" and machine.journal() == []
+        assert machine.take()[-1] == f"undo {FILTER}" and machine.journal() == []
         caplog.clear()
 
 
 async def test_lockdown_and_a_kill_switch_that_is_off_exclude_each_other(machine: Machine) -> None:
-    machine.state.mkdir(mode=0o700)
-    (machine.state / "lockdown.nft").touch(0o600)
+    machine.locked_down = True
     with pytest.raises(ConfigError, match="lockdown off"):
         await Wide(machine, kill_switch=False).start()
     assert machine.steps == []
@@ -593,13 +365,13 @@ async def test_lockdown_and_a_kill_switch_that_is_off_exclude_each_other(machine
 async def test_what_cannot_be_undone_is_kept_for_cleanup(machine: Machine) -> None:
     with Journal(machine.state / CLIENT_JOURNAL) as journal:
         journal.record({"kind": "of_the_future"})
-        journal.record({"kind": ROUTING})
-    machine.fails = f"undo {ROUTING}"
+        journal.record({"kind": ROUTES})
+    machine.fails = f"undo {ROUTES}"
     wide = Wide(machine)
     await wide.start()
     with pytest.raises(CryprqError, match="not everything could be undone"):
         await wide.close()
-    assert machine.journal() == ["of_the_future", ROUTING]
+    assert machine.journal() == ["of_the_future", ROUTES]
 
 
 # --- an end that nobody asked for ---
@@ -618,9 +390,9 @@ async def test_the_kill_switch_outlives_a_failure(machine: Machine, kill_switch:
     with pytest.raises(CryprqError, match="another program removed the device cryprq0") as caught:
         await wide.tunnel.lost()
     await wide.close(caught.value)
-    assert (f"undo {nft.KIND}" not in machine.steps) == stays
-    assert {"undo resolver", f"undo {ROUTING}"} <= set(machine.steps)
-    assert machine.journal() == ([nft.KIND] if stays else [])
+    assert (f"undo {FILTER}" not in machine.steps) == stays
+    assert {"undo resolver", f"undo {ROUTES}"} <= set(machine.steps)
+    assert machine.journal() == ([FILTER] if stays else [])
 
 
 # --- while it runs ---
@@ -728,19 +500,14 @@ async def test_other_addresses_that_are_refused_at_first_are_tried_again(
     wide = Wide(machine)
     await wide.up()
     machine.fails = step
-    if step == "index":
-
-        def gone(name: str) -> int:
-            raise OSError(errno.ENODEV, "No such device")
-
-        monkeypatch.setattr("socket.if_nametoindex", gone)
+    machine.renamed = step == "index"
     wide.tunnel.addressed(bytes([10, 9, 0, 5]), bytes(16))
     while "could not follow the exit" not in caplog.text:
         await asyncio.sleep(0.001)
     await wide.settle()
     machine.fails = ""
     machine.take()
-    monkeypatch.setattr("socket.if_nametoindex", lambda name: 7)
+    machine.renamed = False
     await machine.reached("resolver 198.18.255.53")
     assert machine.devices[-1].addresses == ["10.9.0.5"]
     assert (str(machine.filter.settings.tunnel4), machine.filter.settings.tunnel6) == ("10.9.0.5", None)
@@ -835,7 +602,7 @@ async def test_a_name_is_asked_for_before_the_filter_closes_unless_one_stands(
     machine.left_over = left == "table"
     if left == "journal":
         with Journal(machine.state / CLIENT_JOURNAL) as journal:
-            journal.record({"kind": nft.KIND})
+            journal.record({"kind": FILTER})
     wide = Wide(machine, Destination("exit.example", 4433), EXIT)
     await wide.start()
     steps = machine.take()
@@ -1052,10 +819,7 @@ async def test_status(machine: Machine) -> None:
         ipv6=True,
         kill_switch=KillSwitchStatus(on=True, standing=True, paused=3, kept_in={"dns": 4}),
         dns=DnsStatus(resolver="resolv.conf", in_use="x"),
-        repairs=tuple(
-            RepairStatus(name=name)
-            for name in ("kill switch", "rules of others", "src_valid_mark", "routes", "device", "resolver")
-        ),
+        repairs=tuple(RepairStatus(name=name) for name in ("kill switch", "routes", "device", "resolver")),
         exits=(("192.0.2.1", 4433),),
         uplinks=("eth0",),
         lan=("192.168.1.0/24",),
@@ -1078,11 +842,11 @@ async def test_a_pause_is_for_what_stands(machine: Machine) -> None:
     wide = Wide(machine)
     await wide.up()
     await wide.tunnel.pause(5)
-    assert machine.steps[-1] == "pause 5"
+    assert machine.steps[-3:] == ["pause 5", "routes aside 5", "resolver aside 5"]
     await wide.close()
     with pytest.raises(CryprqError, match="is being undone"):
         await wide.tunnel.pause(5)
-    assert machine.steps[-1] == f"undo {nft.KIND}"
+    assert machine.steps[-1] == f"undo {FILTER}"
 
 
 async def test_no_change_of_the_filter_comes_after_its_end(machine: Machine) -> None:
@@ -1101,9 +865,9 @@ async def test_no_change_of_the_filter_comes_after_its_end(machine: Machine) -> 
     await closing
     with pytest.raises(asyncio.CancelledError):
         await under_way
-    changes = [step for step in machine.steps if step.startswith(("pause", f"undo {nft.KIND}"))]
+    changes = [step for step in machine.steps if step.startswith(("pause", f"undo {FILTER}"))]
     assert changes[0] == "pause 5"
-    assert changes[-1] == f"undo {nft.KIND}"
+    assert changes[-1] == f"undo {FILTER}"
     with contextlib.suppress(CryprqError):
         await late
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from ..linux.device import Tun
+from collections.abc import Callable
+
+from cryprq_proxy.base.changes import Changes
+
 from ..reconciler import Fact
+from ..system import Device
 
 
 class DeviceFact(Fact):
@@ -11,7 +15,9 @@ class DeviceFact(Fact):
 
     name = "device"
 
-    def __init__(self, device: Tun) -> None:
+    def __init__(self, device: Device, changes: Callable[[], Changes]) -> None:
+        """`changes` tells of changes of devices and addresses."""
+        self.changes = changes
         self._device = device
 
     async def look(self) -> str:

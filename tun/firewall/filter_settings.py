@@ -11,12 +11,21 @@ from typing import Final, NamedTuple
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
-from ..linux.firewall.cgroups import Cgroup
-from ..linux.firewall.nft import name
-from ..linux.firewall.user_rules import FilterRules
+from ..device.names import checked_name
+from .filter_rules import FilterRules
 from .inbound import Address
 
 _LAST_MARK: Final = 0xFFFFFFFF
+
+
+class Cgroup(NamedTuple):
+    """A cgroup that is there."""
+
+    path: str
+    """Below the mount of version 2."""
+    level: int
+    """Its depth in the hierarchy."""
+    number: int
 
 
 class ExitEndpoint(NamedTuple):
@@ -78,7 +87,7 @@ class FilterSettings:
     def __post_init__(self) -> None:
         """Raises ConfigError."""
         for device in (self.tun, *self.uplinks):
-            name(device)
+            checked_name(device)
         if self.tun in self.uplinks or self.tun == "lo":
             raise ConfigError(f"the tunnel device cannot be {self.tun}: that is another device's name")
         if not 0 < self.mark <= _LAST_MARK:

@@ -17,21 +17,17 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base.netlink_watch import Changes
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.status import KillSwitchStatus
 
 from ..journal import Record
-from ..linux.firewall.cgroups import present
-from ..linux.firewall.filter import Filter
-from ..linux.firewall.lockdown import Lockdown
-from ..linux.firewall.nft import NftError
 from ..reconciler import Fact
 from ..routing.exit_endpoints import ExitEndpoints
 from ..routing.lan import Lan, Network
 from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import TunnelSettings
+from ..system import FilterError, System
 from .deletions import Deletions
 from .filter_settings import FilterSettings, PagePlace
 from .policy import Policy
@@ -75,10 +71,10 @@ class KillSwitch(Fact):
     name = "kill switch"
     vital = True
     polled = True
-    changes = Changes.of_filters
 
     def __init__(
         self,
+        system: System,
         settings: TunnelSettings,
         exits: ExitEndpoints,
         policy: Policy,
@@ -91,6 +87,8 @@ class KillSwitch(Fact):
 
         Raises CryprqError.
         """
+        self._system = system
+        self.changes = system.filter_changes
         self._settings = settings
         self.exits = exits
         self.policy = policy
@@ -103,8 +101,10 @@ class KillSwitch(Fact):
         self._shut = False
         self._pause_end: asyncio.Task[None] | None = None
         self._deletions = Deletions(self._delete_ended)
-        self._lockdown = Lockdown(settings.state)
-        self._filter = Filter.up(self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound)
+        self._lockdown = system.lockdown(settings.state)
+        self._filter = system.packet_filter(
+            self._wanted(), record, ours=ours, keep_inbound=settings.keep_inbound
+        )
         self._keep_for_rest()
 
     async def shut(self) -> None:
@@ -200,13 +200,13 @@ class KillSwitch(Fact):
             tunnel4=self._addresses.ipv4,
             tunnel6=self._addresses.ipv6,
             dns_port=self._dns_port,
-            excluded_cgroups=present(self._settings.exclude_cgroups),
+            excluded_cgroups=self._system.cgroups(self._settings.exclude_cgroups),
             portal_resolvers=self._portal_resolvers(),
             page=self._page,
         )
 
     def _portal_resolvers(self) -> tuple[IPv4Address | IPv6Address, ...]:
-        """Those from before, but for link-local ones: nft cannot send packets to an address with a zone."""
+        """Those from before, but for link-local ones: the filter cannot send packets to an address with a zone."""
         found = [ip_address(resolver) for resolver in self._resolvers()]
         return tuple(address for address in found if not address.is_link_local)
 
@@ -275,7 +275,7 @@ class KillSwitch(Fact):
         await loop.run_in_executor(None, delete)
 
     def status(self) -> KillSwitchStatus:
-        """Ask nft; blocks for some milliseconds. Where it does not answer, nothing is claimed to stand."""
+        """Ask the filter; blocks for some milliseconds. Where it does not answer, nothing is claimed to stand."""
         try:
             return KillSwitchStatus(
                 on=self._settings.kill_switch,
@@ -284,6 +284,6 @@ class KillSwitch(Fact):
                 paused=self._filter.paused(),
                 kept_in={cause: count.packets for cause, count in self._filter.counters().items()},
             )
-        except NftError as error:
+        except FilterError as error:
             _log.warning("the kill switch cannot be looked at: %s", error)
             return KillSwitchStatus(on=self._settings.kill_switch)

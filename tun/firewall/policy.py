@@ -31,8 +31,7 @@ from cryprq_proxy.rules.syntax import Rule, Verdict, shown
 from cryprq_proxy.status import TunRules
 
 from ..dns.names import labels
-from ..linux.firewall.nft import prefixes
-from ..linux.firewall.user_rules import DNS_PORTS, FilterRule, FilterRules
+from .filter_rules import DNS_PORTS, FilterRule, FilterRules, prefixes
 
 MAX_SHOWN: Final = 256
 """Prefixes in the status."""

@@ -25,12 +25,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 from cryprq_proxy.base.rtnetlink import SECONDS, rtnetlink
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.lane.slices import KIND_MASK, MAX_PACKET, TCP4, TCP6, UDP_GSO, Shape
-from tun.device.device import PacketDevice
 from tun.device.offload import COMPLETE, VNET_SIZE, describe, split, vnet_header
 from tun.device.packets import Drop
 
-MIN_MTU: Final = 1280
-"""With a smaller MTU Linux removes the device's IPv6 addresses for good (RFC 8200 section 5)."""
+from ..settings import MIN_MTU
+from ..system import Device
+
 GSO_MAX_SIZE: Final = 57_344
 GSO_MAX_SEGS: Final = 40
 """Caps of a super-packet, so that with the lane's own bytes it fits one UDP GSO send."""
@@ -52,7 +52,7 @@ _KINDS: Final = {TCP4: "tso4", TCP6: "tso6", UDP_GSO: "uso"}
 _NO_IPV6: Final = frozenset({errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 
 
-class Tun(PacketDevice):
+class Tun(Device):
     """A TUN device of Linux, with or without vnet_hdr and offloads."""
 
     def __init__(self, fd: int, name: str, mtu: int, offloads: int | None, index: int = 0) -> None:
@@ -99,6 +99,9 @@ class Tun(PacketDevice):
         except BaseException:
             os.close(fd)
             raise
+
+    def index(self) -> int:
+        return socket.if_nametoindex(self.name)
 
     async def configure(
         self,

@@ -22,7 +22,8 @@ from contextlib import suppress
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final, Self
 
-from cryprq_proxy.base.netlink_watch import Changes, NoChanges, pause
+from cryprq_proxy.base.changes import Changes, NoChanges, pause
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import CryprqError, reason_of
 
 from ..device.kept import DeviceFact
@@ -30,9 +31,10 @@ from ..journal import Record
 from ..reconciler import Fact
 from ..routing.lan import Uplink
 from ..settings import ExitNetworkSettings
+from ..system import Withhold
 from .device import Tun
 from .firewall import nft
-from .firewall.exit_table import ExitFilter, Withhold
+from .firewall.exit_table import ExitFilter
 from .routing import pool_routes
 from .routing.kernel_state import read_uplinks
 from .routing.pool_routes import PoolRoutes
@@ -92,7 +94,7 @@ class ExitKernel:
         return [
             self._table,
             self._routes,
-            DeviceFact(self._tun),
+            DeviceFact(self._tun, netlink_changes),
             self._connections,
             self._forwarding4,
             self._forwarding6,
@@ -185,7 +187,7 @@ class ExitKernel:
 def _listen() -> tuple[Changes, float]:
     """What tells of changes, and the seconds after which it is looked without having been told."""
     try:
-        return Changes(), math.inf
+        return netlink_changes(), math.inf
     except OSError as error:
         _log.warning(
             "the kernel tells no changes (%s), so the exit's uplinks are looked at every %g s",

@@ -6,21 +6,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network, summarize_address_range
-from typing import Any, NamedTuple
+from typing import Any
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork, without
 
+from ..system import LetOut
 from .firewall import nft
 from .firewall.nft import CLIENT, Ask
-
-
-class LetOut(NamedTuple):
-    """For a `Watch`."""
-
-    exits: tuple[tuple[str, int], ...]
-    allowed: tuple[IPNetwork, ...]
-    """The local network and exclusions, as far as the filter lets them out."""
 
 
 def let_out(ask: Ask = nft.ask) -> LetOut:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryprq_proxy.base.leftovers import TABLES
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
 from ..journal import Entry, Record, Undoer, same_boot
@@ -79,6 +80,8 @@ _SETTINGS: Final = {
 class KernelSetting(Fact):
     """One value that some settings have and keep, from `keep` on. The journal has what each was before its first
     change."""
+
+    changes = staticmethod(netlink_changes)
 
     polled = True
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import Final
 
-from .setting import ResolverSetting
+from ..system import ResolverSetting
 
 _log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from unittest.mock import Mock
 import pytest
 from pyroute2 import AsyncIPRoute
 
+from cryprq_proxy.base.changes import NoChanges
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, MAX_PACKET, Run, Shape
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
@@ -617,7 +618,7 @@ def test_what_others_change_at_a_device_is_put_back(namespaces: tuple[Namespace,
     async def inside() -> None:
         tun = Tun.open("cqt0", mtu=1400)
         await tun.configure([OURS4, OURS6])
-        fact = DeviceFact(tun)
+        fact = DeviceFact(tun, NoChanges)
         for commands, found in (
             (["addr flush dev cqt0"], f"the address {OURS4} was removed, the address {OURS6} was removed"),
             (["link set cqt0 down"], f"it was down, the address {OURS6} was removed"),

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.settings import tunnel_settings
-from tun.firewall.inbound import DEFAULT_PORTS, MOST, InboundConnection, connections, cut_connections, observe
+from tun.firewall.inbound import DEFAULT_PORTS, MOST, InboundConnection, cut_connections
+from tun.linux.firewall.open_connections import connections, observe
 from tun.routing.lan import Lan
 
 TCP = """\

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,18 +17,19 @@ from cryprq_proxy.errors import CryprqError
 from cryprq_proxy.rules.engine import EVERYTHING, RuleSet
 from cryprq_proxy.rules.syntax import Rule, RuleAction, Verdict
 from cryprq_proxy.status import KillSwitchStatus
+from tests.support.fake_system import FakeSystem
 from tests.support.settings import tunnel_settings
 from tests.support.settle import settle, until
-from tun.firewall import kill_switch
 from tun.firewall.deletions import Deletions
 from tun.firewall.filter_settings import FilterSettings, PagePlace
 from tun.firewall.kill_switch import KillSwitch
 from tun.firewall.policy import Policy
 from tun.journal import Record
-from tun.linux.firewall.nft import Count, NftError
+from tun.linux.firewall.nft import NftError
 from tun.routing.exit_endpoints import ExitEndpoints
 from tun.routing.lan import Lan
 from tun.routing.tunnel_addresses import TunnelAddresses
+from tun.system import Count
 
 LAN = Lan((ip_network("192.168.1.0/24"),), (), frozenset({"eth0"}))
 BLOCK = RuleSet(
@@ -107,11 +109,14 @@ class FakeFilter:
         self._step("close")
 
 
-class FakeFactory:
-    def __init__(self) -> None:
+class OneFilter(FakeSystem):
+    def __init__(self, state: Path) -> None:
+        super().__init__(state)
         self.made: FakeFilter
 
-    def up(self, settings: FilterSettings, record: Record, *, ours: bool, keep_inbound: bool) -> FakeFilter:
+    def packet_filter(
+        self, settings: FilterSettings, record: Record, *, ours: bool, keep_inbound: bool
+    ) -> Any:
         record({"kind": "filter"})
         self.made = FakeFilter(settings)
         return self.made
@@ -120,20 +125,19 @@ class FakeFactory:
 class Guarded:
     """A kill switch with its filter."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        factory = FakeFactory()
-        monkeypatch.setattr(kill_switch, "Filter", factory)
+    def __init__(self, state: Path) -> None:
+        system = OneFilter(state)
         self.recorded: list[object] = []
         exits = ExitEndpoints([Destination("exit.example", 443)])
         self.kill_switch = KillSwitch(
-            tunnel_settings(), exits, Policy(EVERYTHING), LAN, self.recorded.append, ours=False
+            system, tunnel_settings(), exits, Policy(EVERYTHING), LAN, self.recorded.append, ours=False
         )
-        self.filter = factory.made
+        self.filter = system.made
 
 
 @pytest.fixture
-async def guarded(monkeypatch: pytest.MonkeyPatch) -> Guarded:
-    return Guarded(monkeypatch)
+async def guarded(tmp_path: Path) -> Guarded:
+    return Guarded(tmp_path)
 
 
 async def test_the_filter_is_made_with_what_is_known_and_follows_the_rest(guarded: Guarded) -> None:

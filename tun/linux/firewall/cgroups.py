@@ -11,10 +11,11 @@ import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cryprq_proxy.errors import ConfigError
 
+from ...firewall.filter_settings import Cgroup
 from . import nft
 from .nft import NftError, block
 
@@ -25,16 +26,6 @@ NFT_ROOT: Final = Path("/sys/fs/cgroup")
 """Where nft looks for all paths."""
 MAX_LEVEL: Final = 64
 _PART: Final = re.compile(r"[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+\\-]{0,254}")
-
-
-class Cgroup(NamedTuple):
-    """A cgroup that is there."""
-
-    path: str
-    """Below `NFT_ROOT`."""
-    level: int
-    """Its depth in the hierarchy."""
-    number: int
 
 
 def parts_of(path: str) -> tuple[str, ...]:

@@ -30,9 +30,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from ...firewall.filter_rules import prefixes
 from ...firewall.filter_settings import NOTHING_OPEN, FilterSettings, Openings
 from ...firewall.inbound import NOT_KEPT, Address, Inbound
 from ...settings import CLEAR_DNS_PORTS, DISCOVERY, RESOLVER4, RESOLVER6
+from ...system import NO_COUNTS, Count
 from .client_marks import Given, earlier, mark_in, mark_out, marked, over
 from .client_words import (
     AFTER_NAT,
@@ -44,20 +46,7 @@ from .client_words import (
     tunnels,
 )
 from .marks import FIRST_MARKS, MarkKind, Marks
-from .nft import (
-    CLAMP,
-    CLIENT,
-    NO_COUNTS,
-    REFUSE,
-    TUNNELS,
-    Count,
-    block,
-    counters,
-    name,
-    prefixes,
-    replacing,
-    set_of,
-)
+from .nft import CLAMP, CLIENT, REFUSE, TUNNELS, block, counters, name, replacing, set_of
 from .page_rules import ASKS_FOR_OWN_NAME, to_page
 from .user_rules import rule_chains, rule_sets
 

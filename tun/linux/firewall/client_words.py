@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from ...firewall.filter_rules import DNS_PORTS
 from ...firewall.filter_settings import FilterSettings
 from ...firewall.inbound import Address
-from .user_rules import DNS_PORTS
 
 # Priorities as numbers: older versions of nft know no name for NAT in the output hook.
 BEFORE_MANGLE: Final = "-160"

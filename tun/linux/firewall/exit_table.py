@@ -22,19 +22,19 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple, Self
 
 from cryprq_proxy.base import leftovers
-from cryprq_proxy.base.netlink_watch import Changes
+from cryprq_proxy.base.netlink_watch import filter_changes
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ...firewall.deletions import Deletions
 from ...journal import Record
 from ...reconciler import Fact
 from ...settings import ExitNetworkSettings
+from ...system import Withhold
 from . import conntrack, nft
 from .conntrack import Choose, CtEntry
 from .nft import CLAMP, EXIT, REFUSE, Ask, Run, block, counters, name, replacing
 from .standing import Standing
 
-type Withhold = Callable[[bool], None]
 type Delete = Callable[[Choose], object]
 """As conntrack.delete."""
 
@@ -141,7 +141,7 @@ class ExitFilter(Fact):
     name = "packet filter"
     vital = True
     polled = True
-    changes = Changes.of_filters
+    changes = staticmethod(filter_changes)
 
     def __init__(self, settings: ExitNetworkSettings, ipv6: bool, run: Run, ask: Ask, delete: Delete) -> None:
         """For `up` only: put the table up. Raises NftError."""

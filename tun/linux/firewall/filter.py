@@ -28,14 +28,16 @@ from cryprq_proxy.errors import LocalError
 from cryprq_proxy.process.actions import MAX_PAUSE
 
 from ...firewall.filter_settings import NOTHING_OPEN, FilterSettings, Openings
-from ...firewall.inbound import NOT_KEPT, Address, Inbound, observe
+from ...firewall.inbound import NOT_KEPT, Address, Inbound
 from ...journal import Record
+from ...system import NO_COUNTS, Count
 from . import conntrack, nft
 from .client_table import COUNTERS, RUN, script
 from .conntrack import Ended, Flow
 from .lockdown import AtRest
 from .marks import FIRST_MARKS, Marks, reason_of_mark
-from .nft import CLIENT, NO_COUNTS, Ask, Count, NftError, Run, UnreadableAnswer
+from .nft import CLIENT, Ask, NftError, Run, UnreadableAnswer
+from .open_connections import observe
 from .standing import Standing
 
 RESOLVING: Final = 30

@@ -21,7 +21,7 @@ from cryprq_proxy.base import leftovers
 from cryprq_proxy.carriers.dial.tcp import by_system
 from cryprq_proxy.errors import ConfigError
 
-from ...firewall.inbound import NOT_KEPT, observe
+from ...firewall.inbound import NOT_KEPT
 from ...firewall.kill_switch import before_the_tunnel
 from ...firewall.policy import Policy
 from ...journal import Journal, own_directory
@@ -32,6 +32,7 @@ from ..routing.kernel_state import read_lan
 from . import conntrack, nft
 from .lockdown import AtRest, Lockdown, forget_mark, set_mark
 from .marks import FIRST_MARKS
+from .open_connections import observe
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ async def turn_on(settings: TunnelSettings, exits: Sequence[Destination], policy
         else:
             set_mark()
         return free
+
+
+def loader() -> str:
+    """The program that puts the block up at a boot, given its file. Raises ConfigError where it is missing."""
+    return nft.program()
 
 
 def turn_off(state: Path) -> bool:

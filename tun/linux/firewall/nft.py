@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
-from typing import Any, Final, NamedTuple
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
 
 from cryprq_proxy.base import leftovers
 from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError
-from cryprq_proxy.rules.ranges import IPNetwork
 
+from ...device.names import checked_name
 from ...journal import Entry, Record, Undoer
+from ...system import Count, FilterError
 from ..sysctl import lost_settings
 from . import conntrack
 from .conntrack import EndedWithTable
@@ -46,7 +46,6 @@ LIMIT: Final = 15.0
 """Seconds that one call of nft may take."""
 SBIN: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 """Often missing in the PATH of sudo and of services."""
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,14}")
 
 type Listed = list[dict[str, Any]]
 """What `nft -j` lists: each item has one key, which says its kind."""
@@ -54,7 +53,7 @@ type Ask = Callable[..., Listed | None]
 type Run = Callable[[str], None]
 
 
-class NftError(ConfigError):
+class NftError(FilterError):
     """nft is missing, not permitted, not supported or refused the script; nothing was changed."""
 
 
@@ -62,35 +61,9 @@ class UnreadableAnswer(NftError):
     """What nft lists is not JSON: some versions print a table with flags so. Whoever compares takes it for a change."""
 
 
-class Count(NamedTuple):
-    """What a rule has seen."""
-
-    packets: int
-    bytes: int
-
-
-NO_COUNTS: Final[Mapping[str, Count]] = {}
-
-
 def name(device: str) -> str:
-    """A network device's name as nft wants it, quoted. A `*` would match many devices, so it is not let through.
-
-    Raises ConfigError if it cannot be the name of a device.
-    """
-    if _NAME.fullmatch(device) is None:
-        raise ConfigError(
-            f"{device!r} cannot be the name of a network device: choose up to 15 letters and digits"
-        )
-    return f'"{device}"'
-
-
-def prefixes(networks: Iterable[IPNetwork], version: int) -> list[str]:
-    """The networks of IP `version` 4 or 6 as elements of an interval set: sorted, and none inside of another."""
-    if version == 4:
-        four = (network for network in networks if isinstance(network, IPv4Network))
-        return [str(network) for network in collapse_addresses(four)]
-    six = (network for network in networks if isinstance(network, IPv6Network))
-    return [str(network) for network in collapse_addresses(six)]
+    """A network device's name as nft wants it, quoted. Raises ConfigError if it cannot be the name of a device."""
+    return f'"{checked_name(device)}"'
 
 
 def set_of(title: str, kind: str, flags: str, elements: Iterable[str]) -> list[str]:

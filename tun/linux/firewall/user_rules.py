@@ -20,71 +20,19 @@ tunnel, and DHCP works. Ports are those of TCP and UDP; a rule with ports does n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from cryprq_proxy.rules.ranges import IPNetwork, borders, spans
 from cryprq_proxy.rules.syntax import Verdict
 
-from ...firewall.inbound import Address
+from ...firewall.filter_rules import DNS_PORTS, FilterRule, FilterRules
 from .nft import block, set_of
-
-DNS_PORTS: Final = (53, 853, 5355)
-"""DNS, DNS over TLS, and LLMNR, which asks the LAN for names without a dot."""
 
 _DIRECT_CHAIN: Final = "past_the_tunnel"
 _BLOCK_CHAIN: Final = "blocked"
 _CHAINS: Final = {Verdict.DIRECT: _DIRECT_CHAIN, Verdict.BLOCK: _BLOCK_CHAIN}
-_PROTOCOLS_WITH_PORTS: Final = (6, 17)
 _TCP_UDP: Final = "meta l4proto { tcp, udp } th dport"
-
-
-@dataclass(frozen=True, slots=True)
-class FilterRule:
-    """The packet filter's part of one rule."""
-
-    verdict: Verdict
-    """Never `EXIT`."""
-    networks: tuple[IPNetwork, ...] | None = None
-    """None: every address."""
-    ports: tuple[tuple[int, int], ...] = ()
-    """First and last; empty for every port, and for protocols without ports."""
-
-    def matches(self, address: Address, port: int) -> bool:
-        """`port` is 0 for a protocol without ports."""
-        if self.ports and not any(first <= port <= last for first, last in self.ports):
-            return False
-        return self.networks is None or any(address in network for network in self.networks)
-
-
-@dataclass(frozen=True, slots=True)
-class FilterRules:
-    """Rules in their order, and the default."""
-
-    rules: tuple[FilterRule, ...] = ()
-    default: Verdict = Verdict.TUNNEL
-
-    def __bool__(self) -> bool:
-        """Whether they have any effect."""
-        return self.default is not Verdict.TUNNEL or any(
-            rule.verdict is not Verdict.TUNNEL for rule in self.rules
-        )
-
-    def sends_past_the_tunnel(self, address: Address, protocol: int, port: int) -> bool:
-        """The chain `rules` for one connection; `port` counts for TCP and UDP only."""
-        ported = protocol in _PROTOCOLS_WITH_PORTS
-        if ported and port in DNS_PORTS:
-            return False
-        for rule in self.rules:
-            if rule.matches(address, port if ported else 0):
-                return rule.verdict is Verdict.DIRECT
-        return self.default is Verdict.DIRECT
-
-    @property
-    def may_be_direct(self) -> bool:
-        """Whether any of them sends anything past the tunnel."""
-        return self.default is Verdict.DIRECT or any(rule.verdict is Verdict.DIRECT for rule in self.rules)
 
 
 def rule_sets(rules: FilterRules) -> Iterator[str]:

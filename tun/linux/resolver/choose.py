@@ -15,7 +15,7 @@ from cryprq_proxy.base.resolv_conf import nameservers
 
 from ...journal import Record, Undoer
 from ...resolver.left_alone import LeftAlone
-from ...resolver.setting import ResolverSetting
+from ...system import ResolverSetting
 from . import recovery, resolvconf_files, resolved, resolved_bus
 from .resolvconf import ResolvConf
 from .resolvconf_files import RESOLV_CONF, STATE, read

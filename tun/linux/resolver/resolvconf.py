@@ -20,12 +20,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError
 
 from ...journal import Record
 from ...resolver import left_alone
-from ...resolver.setting import ResolverSetting
+from ...system import ResolverSetting
 from .resolvconf_files import (
     RESOLV_CONF,
     STATE,
@@ -49,6 +50,8 @@ MAX_REPAIRS: Final = 500
 
 class ResolvConf(ResolverSetting):
     """Through the file. `state` is where the backup goes; the rest is for tests."""
+
+    changes = staticmethod(netlink_changes)
 
     def __init__(
         self,

@@ -23,13 +23,14 @@ from typing import Any, Final
 from dbus_fast import Message
 from dbus_fast.aio import MessageBus
 
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError
 
 from ...journal import Record, same_boot
 from ...resolver.left_alone import any_reaches_forwarder
-from ...resolver.setting import ResolverSetting
+from ...system import ResolverSetting
 from . import resolved_bus
 from .resolvconf_files import read
 from .resolved_bus import ERRORS, CallFailed, call, failure, owns_name
@@ -48,6 +49,7 @@ _INTERFACE: Final = re.compile(r"[^\s/]{1,15}")
 class Resolved(ResolverSetting):
     """Through systemd-resolved. `uplink`, `retries` and `pause` are for tests."""
 
+    changes = staticmethod(netlink_changes)
     kind = "systemd-resolved"
 
     def __init__(

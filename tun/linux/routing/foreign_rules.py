@@ -21,11 +21,13 @@ from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET
 from typing import Any, Final, NamedTuple
 
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import CryprqError
 
 from ...reconciler import Fact
-from ...routing.lan import MAIN, UNICAST, DeviceAddress, KernelRoute, NetlinkMessage, Network, NetworkDevice
+from ...routing.lan import Network
 from ...settings import TUNNEL_NETWORKS
+from .networks import MAIN, UNICAST, DeviceAddress, KernelRoute, NetlinkMessage, NetworkDevice
 from .route_rules import LINK, LOOKUP, REST
 
 type Address = IPv4Address | IPv6Address
@@ -249,6 +251,7 @@ def _has_source(rule: ForeignRule, sources: Iterable[Address]) -> bool:
 class ForeignRules(Fact):
     """Trouble only: nothing of it is put back."""
 
+    changes = staticmethod(netlink_changes)
     name = "rules of others"
 
     def __init__(self, find: Callable[[], Awaitable[str]]) -> None:

@@ -20,10 +20,11 @@ from cryprq_proxy.base.leftovers import EXIT_PROTOCOL, RULE_PROTOCOL
 from cryprq_proxy.base.rtnetlink import TABLE_SECONDS, rtnetlink
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 
-from ...routing import lan as network
 from ...routing.address_pool import Occupied
-from ...routing.lan import KernelRoute, Lan, NetlinkMessage, NetworkDevice, Uplink
+from ...routing.lan import Lan, Uplink
+from . import networks as network
 from .foreign_rules import ForeignRule, read_foreign_rule
+from .networks import KernelRoute, NetlinkMessage, NetworkDevice
 from .route_rules import FIRST, LAST, RoutingRule, read_rule
 from .table_routes import TableRoute, read_table_route
 

@@ -19,14 +19,16 @@ from typing import Any, Final, NamedTuple
 from pyroute2 import NetlinkError
 
 from cryprq_proxy.base.leftovers import EXIT_PROTOCOL
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import CryprqError
 
 from ...journal import Entry, Record, Undoer
 from ...reconciler import Fact
-from ...routing.lan import MAIN, UNICAST, KernelRoute, Network
+from ...routing.lan import Network
 from ...settings import ExitNetworkSettings
 from ..firewall import conntrack
 from .kernel_state import FAMILIES, KernelState, in_own_loop, look_at, open_kernel, refused
+from .networks import MAIN, UNICAST, KernelRoute
 from .route_rules import UNREACHABLE
 from .routes import OpenKernel
 from .table_routes import LAST_RESORT
@@ -78,6 +80,7 @@ class PoolRoute(NamedTuple):
 class PoolRoutes(Fact):
     """The routes of one exit in this thread's network namespace, from `apply` on."""
 
+    changes = staticmethod(netlink_changes)
     name = "routes to clients"
 
     def __init__(self, settings: ExitNetworkSettings, kernel: OpenKernel = open_kernel) -> None:

@@ -32,8 +32,9 @@ from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 
-from ...routing.lan import MAIN, Lan, NetlinkMessage, Network
+from ...routing.lan import Lan, Network
 from ...settings import CLEAR_DNS_PORTS, DISCOVERY, TUNNEL_NETWORKS, TunnelSettings
+from .networks import MAIN, NetlinkMessage
 
 TABLE: Final = 0x6372
 FIRST: Final = 25400

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Final
@@ -32,6 +32,7 @@ from typing import Any, Final
 from pyroute2 import NetlinkError
 
 from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError, CryprqError
 
@@ -40,9 +41,10 @@ from ...journal import Entry, Record, Undoer
 from ...reconciler import Fact
 from ...routing.lan import Lan, Uplink
 from ...settings import TunnelSettings
+from ...system import LanChanged, Routing
 from .. import sysctl
 from ..sysctl import VALID_MARK
-from .foreign_rules import Surroundings, decide_before_ours
+from .foreign_rules import ForeignRules, Surroundings, decide_before_ours
 from .kernel_state import FAMILIES, KernelState, in_own_loop, look_at, open_kernel, refused
 from .route_rules import FIRST, LAST, TABLE, RoutingRule, wanted_rules
 from .table_routes import TableRoute, into, unreachable
@@ -61,17 +63,16 @@ _NAMED: Final = 3
 """Rules and routes that one log line names."""
 
 type OpenKernel = Callable[[], AbstractAsyncContextManager[Any]]
-type LanChanged = Callable[[Lan], Awaitable[None]]
 
 
-class Routes(Fact):
+class Routes(Routing):
     """The routing of one client in this thread's network namespace.
 
     `record` is called before each change. After `apply`, also if it failed, the owner looks no more and then undoes
     the journal.
     """
 
-    name = "routes and rules"
+    changes = staticmethod(netlink_changes)
 
     def __init__(
         self,
@@ -169,6 +170,9 @@ class Routes(Fact):
         name = self._settings.device
         links = [link._replace(name=name) if link.device == self._device else link for link in state.links]
         return replace(state, links=links)
+
+    def facts(self, exits: Callable[[], Collection[ExitEndpoint]]) -> Sequence[Fact]:
+        return ForeignRules(lambda: rules_in_front(self._settings, exits())), self.valid_mark
 
     def _wanted_routes(self, state: KernelState, version: int) -> list[TableRoute]:
         device = state.device(self._settings.device)

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from cryprq_proxy.base.leftovers import RULE_PROTOCOL
 
-from ...routing.lan import UNICAST, NetlinkMessage, Network
+from ...routing.lan import Network
+from .networks import UNICAST, NetlinkMessage
 from .route_rules import TABLE, UNREACHABLE
 
 LAST_RESORT: Final = 4_294_967_295

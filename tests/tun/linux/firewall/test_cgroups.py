@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.errors import ConfigError
+from tun.firewall.filter_settings import Cgroup
 from tun.linux.firewall import cgroups, nft
-from tun.linux.firewall.cgroups import Cgroup, check_cgroups, find_mount, match, parts_of, present
+from tun.linux.firewall.cgroups import check_cgroups, find_mount, match, parts_of, present
 from tun.linux.firewall.nft import NftError
 
 UNIFIED = "sysfs /sys sysfs rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n"

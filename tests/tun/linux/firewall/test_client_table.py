@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.syntax import Verdict
-from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, Openings, PagePlace
+from tun.firewall.filter_rules import FilterRule, FilterRules
+from tun.firewall.filter_settings import Cgroup, ExitEndpoint, FilterSettings, Openings, PagePlace
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
-from tun.linux.firewall import nft
-from tun.linux.firewall.cgroups import Cgroup
 from tun.linux.firewall.client_table import COUNTERS, script
 from tun.linux.firewall.marks import MarkKind, Marks
-from tun.linux.firewall.user_rules import FilterRule, FilterRules
+from tun.system import Count
 
 FOUR, SIX = IPv4Address("198.18.0.2"), IPv6Address("fd63::2")
 SETTINGS = FilterSettings(
@@ -439,7 +438,7 @@ def test_the_sets() -> None:
 
 
 def test_counters_begin_with_what_they_had() -> None:
-    text = script(MINIMAL, counts={"dns": nft.Count(3, 99)})
+    text = script(MINIMAL, counts={"dns": Count(3, 99)})
     assert "    counter dns { packets 3 bytes 99; }" in text
     assert all(f"counter {each} {{" in text for each in COUNTERS)
 

@@ -12,12 +12,12 @@ from cryprq_proxy.errors import ConfigError, LocalError
 from cryprq_proxy.process.actions import MAX_PAUSE
 from cryprq_proxy.rules.syntax import Verdict
 from tests.support.nft_fakes import Kernel
-from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
-from tun.linux.firewall.cgroups import Cgroup
+from tun.firewall.filter_rules import FilterRule, FilterRules
+from tun.firewall.filter_settings import Cgroup, ExitEndpoint, FilterSettings
 from tun.linux.firewall.client_table import COUNTERS
 from tun.linux.firewall.filter import RESOLVING, Filter
-from tun.linux.firewall.nft import CLIENT, Count, NftError
-from tun.linux.firewall.user_rules import FilterRule, FilterRules
+from tun.linux.firewall.nft import CLIENT, NftError
+from tun.system import Count
 
 SETTINGS = FilterSettings(
     tun="cryprq0", mark=0x6372, exits=frozenset({ExitEndpoint(ip_address("5.75.10.2"), 443)})

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tun.firewall.filter_settings import ExitEndpoint, FilterSettings, PagePlace
+from tun.firewall.filter_settings import Cgroup, ExitEndpoint, FilterSettings, PagePlace
 from tun.firewall.inbound import NOT_KEPT, Inbound, InboundConnection
 from tun.linux.firewall import lockdown, nft
-from tun.linux.firewall.cgroups import Cgroup
 from tun.linux.firewall.lockdown import AtRest, Lockdown
 from tun.linux.firewall.marks import FIRST_MARKS
 

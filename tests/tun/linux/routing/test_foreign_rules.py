@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tun.linux.routing.foreign_rules import ForeignRule, Surroundings, decide_before_ours, read_foreign_rule
-from tun.routing.lan import MAIN, UNICAST, DeviceAddress, KernelRoute, NetworkDevice, NextHop
+from tun.linux.routing.networks import MAIN, UNICAST, DeviceAddress, KernelRoute, NetworkDevice, NextHop
 from tun.settings import MARK
 
 ETH0, TUN, WG0 = 2, 3, 4

@@ -10,25 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tun.routing.lan import (
+from tun.linux.routing.networks import (
     MAIN,
-    MAX_PREFIXES,
-    PRIVATE,
     DeviceAddress,
     KernelRoute,
-    Lan,
-    Network,
     NetworkDevice,
     NextHop,
-    Uplink,
     find_attached,
     find_lan,
     find_uplink,
-    merged,
     read_address,
     read_link,
     read_route,
 )
+from tun.routing.lan import MAX_PREFIXES, PRIVATE, Lan, Network, Uplink, merged
 
 OWN = "cryprq0"
 ETH, WIFI, TUN = 2, 3, 9
