@@ -1,0 +1,1 @@
+"""A Mac that is kept in a file, for tests on Linux: see machine.py."""
