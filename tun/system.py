@@ -12,8 +12,8 @@ file or socket of one system. What a system cannot do is refused by `System.refu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -103,8 +103,16 @@ class Routing(Fact):
     async def follow_exits(self, addresses: Collection[IPv4Address | IPv6Address]) -> None:
         """The link is dialled at these addresses, past the tunnel. Raises CryprqError."""
 
+    @asynccontextmanager
+    async def past(self, addresses: Sequence[str]) -> AsyncIterator[None]:
+        """While inside, this program's questions to these resolvers go past the tunnel. Raises CryprqError."""
+        yield
+
     async def stand_aside(self, seconds: int) -> None:
         """For so long, let what is not in the tunnel yet go by the ordinary routes. Raises CryprqError."""
+
+    async def close(self) -> None:
+        """End what still works on it; then the journal can undo it."""
 
     def facts(self, exits: Callable[[], Collection[ExitEndpoint]]) -> Sequence[Fact]:
         """What else is to be kept with it."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -184,13 +184,18 @@ class Tunnel:
             ending.undo_all_but({how.filter, how.routes}, "what an earlier run changed could not be undone")
             await device.configure(())
             routing = system.routing(settings, device.versions(), journal.record, kill_switch.follow_lan)
+            stack.push_async_callback(routing.close)
             await routing.apply(ours=how.routes in left)
             await routing.follow_exits(addresses_of(kill_switch))
             system_resolver = await plan.resolver(journal)
             await kill_switch.follow_resolvers(system_resolver.upstreams)
-            bootstrap = Bootstrap(
-                system_resolver.upstreams, kill_switch.open_for, mark=plan.mark, known=known
-            )
+
+            @asynccontextmanager
+            async def opening(resolvers: Sequence[str]) -> AsyncIterator[None]:
+                async with kill_switch.open_for(resolvers), routing.past(resolvers):
+                    yield
+
+            bootstrap = Bootstrap(system_resolver.upstreams, opening, mark=plan.mark, known=known)
             foundation = Foundation(system, settings, kill_switch, system_resolver, device, routing)
             return cls(foundation, bootstrap, ending, stack.pop_all())
 

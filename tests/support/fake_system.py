@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv4Interface, IPv6Interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -258,8 +258,14 @@ class FakeRoutes:
     async def follow_exits(self, addresses: Any) -> None:
         self.exits = set(map(str, addresses))
 
+    @asynccontextmanager
+    async def past(self, addresses: Any) -> AsyncIterator[None]:
+        yield
+
     async def stand_aside(self, seconds: int) -> None:
         self.system.step(f"routes aside {seconds}")
+
+    async def close(self) -> None: ...
 
     async def carry(self, versions: frozenset[int]) -> None:
         self.versions = versions

@@ -8,37 +8,18 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cryprq_proxy.errors import ConfigError, CryprqError
+from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tun.device.offload import COMPLETE
 from tun.device.packets import Drop
 from tun.macos.device import Utun, unit_of
-from tun.macos.network import (
-    FLUSH,
-    UNDO,
-    Command,
-    MacHop,
-    MacNetwork,
-    address_commands,
-    device_route,
-    exit_route,
-    hop_query,
-    parse_hop,
-    reject_route,
-    resolver_command,
-    run,
-    undo,
-    undo_command,
-)
 
 HEADS = {4: b"\0\0\0\x02", 6: b"\0\0\0\x1e"}
 EXIT4, EXIT6 = ip_address("203.0.113.9"), ip_address("2001:db8:9::9")
@@ -155,169 +136,3 @@ def test_opening_asks_the_control_by_its_name(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(FakeControl, "refusal", number)
         with pytest.raises(ConfigError, match=text):
             Utun.open("utun7", mtu=1400)
-
-
-def line(command: Command) -> str:
-    return " ".join(command.argv)
-
-
-def test_the_commands() -> None:
-    assert list(
-        map(line, address_commands("utun7", 1400, [ip_address("198.18.0.2"), ip_address("fd63::2")]))
-    ) == [
-        "ifconfig utun7 mtu 1400",
-        "ifconfig utun7 inet 198.18.0.2/32 198.18.0.2 alias",
-        "ifconfig utun7 inet6 fd63::2/128 alias",
-        "ifconfig utun7 up",
-    ]
-    assert (
-        line(device_route("add", "0.0.0.0/1", "utun7"))
-        == "route -q -n add -inet -net 0.0.0.0/1 -interface utun7"
-    )
-    assert line(device_route("add", "::/1", "utun7")) == "route -q -n add -inet6 -net ::/1 -interface utun7"
-    assert line(reject_route("add", "8000::/1")) == "route -q -n add -inet6 -net 8000::/1 ::1 -reject"
-    assert line(exit_route("add", EXIT4, MacHop("en0", "192.168.1.1"))) == (
-        "route -q -n add -inet -host 203.0.113.9 192.168.1.1"
-    )
-    assert line(exit_route("delete", EXIT6, MacHop("en0", ""))) == (
-        "route -q -n delete -inet6 -host 2001:db8:9::9 -interface en0"
-    )
-    assert line(hop_query(EXIT4)) == "route -n get -inet 203.0.113.9"
-    assert resolver_command([ip_address("198.18.255.53"), ip_address("fd63::53")]) == Command(
-        ("scutil",),
-        "d.init\n"
-        "d.add ServerAddresses * 198.18.255.53 fd63::53\n"
-        'd.add SupplementalMatchDomains * ""\n'
-        "set State:/Network/Service/cryprq-proxy/DNS\n"
-        "quit\n",
-    )
-
-
-ROUTE_GET = """\
-   route to: 203.0.113.9
-destination: default
-       mask: default
-    gateway: 192.168.1.1
-  interface: en0
-      flags: <UP,GATEWAY,DONE,STATIC,PRCLONING,GLOBAL>
- recvpipe  sendpipe  ssthresh  rtt,msec    rttvar  hopcount      mtu     expire
-       0         0         0         0         0         0      1500         0
-"""
-
-
-def test_reading_the_way_to_the_exit() -> None:
-    assert parse_hop(ROUTE_GET) == MacHop("en0", "192.168.1.1")
-    assert parse_hop(ROUTE_GET.replace("192.168.1.1", "fe80::1%en0")) == MacHop("en0", "fe80::1%en0")
-    assert parse_hop(ROUTE_GET.replace("    gateway: 192.168.1.1\n", "")) == MacHop("en0", "")
-    assert parse_hop(ROUTE_GET.replace("192.168.1.1", "link#4")) == MacHop("en0", "")
-    with pytest.raises(ConfigError, match="no route to the exit"):
-        parse_hop("route: writing to routing socket: not in table\n")
-
-
-@given(st.text())
-def test_any_answer_is_a_hop_or_a_config_error(text: str) -> None:
-    with contextlib.suppress(ConfigError):
-        hop = parse_hop(text)
-        assert undo_command({"kind": "macos-exit", "address": str(EXIT4), **hop._asdict()})
-
-
-class Machine:
-    """Notes commands and journal entries in the order in which they come."""
-
-    def __init__(self) -> None:
-        self.log: list[str | Mapping[str, object]] = []
-
-    def record(self, entry: Mapping[str, object]) -> None:
-        self.log.append(dict(entry))
-
-    def run(self, command: Command) -> str:
-        self.log.append(line(command))
-        return ROUTE_GET if "get" in command.argv else ""
-
-
-def test_every_change_is_recorded_before_it_is_made_and_undone_by_its_entry() -> None:
-    machine = Machine()
-    network = MacNetwork("utun7", machine.record, machine.run)
-    network.address(1400, [ip_address("198.18.0.2")])
-    assert len(machine.log) == 3
-    machine.log.clear()
-    assert network.keep_exit(EXIT4) == MacHop("en0", "192.168.1.1")
-    network.route(ipv6=False)
-    network.resolve([ip_address("198.18.255.53")])
-    expected: list[str | Mapping[str, object]] = [
-        "route -n get -inet 203.0.113.9",
-        {"kind": "macos-exit", "address": "203.0.113.9", "interface": "en0", "gateway": "192.168.1.1"},
-        "route -q -n add -inet -host 203.0.113.9 192.168.1.1",
-        "route -q -n add -inet -net 0.0.0.0/1 -interface utun7",
-        "route -q -n add -inet -net 128.0.0.0/1 -interface utun7",
-        {"kind": "macos-reject", "prefix": "::/1"},
-        "route -q -n add -inet6 -net ::/1 ::1 -reject",
-        {"kind": "macos-reject", "prefix": "8000::/1"},
-        "route -q -n add -inet6 -net 8000::/1 ::1 -reject",
-        {"kind": "macos-resolver"},
-        "scutil",
-        *map(line, FLUSH),
-    ]
-    assert machine.log == expected
-    undone = [undo_command(entry) for entry in reversed(expected) if not isinstance(entry, str)]
-    assert undone == [
-        Command(("scutil",), "remove State:/Network/Service/cryprq-proxy/DNS\nquit\n"),
-        reject_route("delete", "8000::/1"),
-        reject_route("delete", "::/1"),
-        exit_route("delete", EXIT4, MacHop("en0", "192.168.1.1")),
-    ]
-    assert {entry["kind"] for entry in expected if not isinstance(entry, str)} == set(UNDO)
-
-
-def test_with_ipv6_both_families_go_into_the_device() -> None:
-    machine = Machine()
-    MacNetwork("utun7", machine.record, machine.run).route(ipv6=True)
-    assert machine.log == [
-        f"route -q -n add {family} -net {prefix} -interface utun7"
-        for family, prefixes in (("-inet", ("0.0.0.0/1", "128.0.0.0/1")), ("-inet6", ("::/1", "8000::/1")))
-        for prefix in prefixes
-    ]
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {},
-        {"kind": "macos-exit"},
-        {"kind": "macos-exit", "address": "-x", "interface": "en0", "gateway": ""},
-        {"kind": "macos-exit", "address": "203.0.113.9", "interface": "-iface", "gateway": ""},
-        {"kind": "macos-exit", "address": "203.0.113.9", "interface": "en0", "gateway": "$(reboot)"},
-        {"kind": "macos-exit", "address": 7, "interface": "en0", "gateway": ""},
-        {"kind": "macos-reject", "prefix": "10.0.0.0/8"},
-        {"kind": "macos-reject", "prefix": []},
-        {"kind": "route"},
-    ],
-)
-def test_a_journal_cannot_name_anything_else(entry: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="journal"):
-        undo_command(entry)
-
-
-def test_what_is_gone_already_is_no_error() -> None:
-    def failing(text: str) -> Callable[[Command], str]:
-        def fail(command: Command) -> str:
-            raise CryprqError(text)
-
-        return fail
-
-    entry = {"kind": "macos-reject", "prefix": "::/1"}
-    undo(entry, failing("route failed: route: writing to routing socket: not in table"))
-    undo({"kind": "macos-resolver"}, failing("scutil failed: No such key"))
-    with pytest.raises(CryprqError, match="not permitted"):
-        undo(entry, failing("route failed: route: not permitted"))
-
-
-@pytest.mark.process
-def test_the_real_runner() -> None:
-    assert run(Command(("cat",), "text")) == "text"
-    with pytest.raises(CryprqError, match=r"^sh failed: first$"):
-        run(Command(("sh", "-c", "echo first >&2; echo second >&2; exit 3")))
-    with pytest.raises(CryprqError, match="exit code 3"):
-        run(Command(("sh", "-c", "exit 3")))
-    with pytest.raises(CryprqError, match="cannot be run"):
-        run(Command(("no-such-program-here",)))
