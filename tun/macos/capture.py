@@ -30,7 +30,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 from ..leaktest.system import SNAP, LeakTestSystem
 from ..leaktest.watch import MAX_INTERFACES, Watch
 from .bpf import LINK_SIZE, is_known, network_packet, parse_records
-from .network import Command, Runner, run
+from .programs import Run, ask, run
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ _UNSEEN: Final = re.compile(r"(lo|pktap|iptap)[0-9]+")
 # netinet/in.h, netinet6/in6.h
 _IP_BOUND_IF: Final = 25
 _IPV6_BOUND_IF: Final = 125
-_NETSTAT: Final = Command(("/usr/sbin/netstat", "-ibn"))
 
 type Ioctl = Callable[[int, int, Any], Any]
 
@@ -270,13 +269,13 @@ class BpfCapture:
             self._drop(key)
 
 
-def packets_sent(run: Runner = run) -> dict[str, int]:
+def packets_sent(run: Run = run) -> dict[str, int]:
     """Packets sent by each interface but loopback, from `netstat -ibn`. Raises CryprqError.
 
     Each interface has one line with the number of its link, and more with its addresses. The column of the address may
     be empty, so columns are counted from the end.
     """
-    head, *lines = run(_NETSTAT).splitlines() or [""]
+    head, *lines = ask(run, "netstat", "-ibn").splitlines() or [""]
     columns = head.split()
     if "Opkts" not in columns:
         raise CryprqError(f"netstat gives no table of interfaces, but: {head[:80]!r}")

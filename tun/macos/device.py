@@ -101,20 +101,33 @@ def configuration(device: str, mtu: int, wanted: Sequence[Interface], found: Mac
 class Utun(Device):
     """A utun device; the same to its user as the TUN of Linux."""
 
-    def __init__(self, fd: int, name: str, mtu: int, run: Run = run) -> None:
+    def __init__(
+        self, fd: int, name: str, mtu: int, run: Run = run, aliases: Sequence[Interface] = ()
+    ) -> None:
         """For a connected control socket; else use `open`."""
         super().__init__(fd, name, mtu, FAMILY_SIZE)
         self._run = run
         self._setting = asyncio.Lock()
         self._addresses: tuple[Interface, ...] = ()
-        self._aliases: tuple[Interface, ...] = ()
+        self._aliases = tuple(aliases)
 
     @classmethod
-    def open(cls, name: str, *, mtu: int, run: Run = run, control: OpenControl = open_control) -> Utun:
-        """Create the device `name`: utun and a number, or utun alone for the next free one. Raises ConfigError."""
+    def open(
+        cls,
+        name: str,
+        *,
+        mtu: int,
+        aliases: Sequence[Interface] = (),
+        run: Run = run,
+        control: OpenControl = open_control,
+    ) -> Utun:
+        """Create the device `name`: utun and a number, or utun alone for the next free one.
+
+        It gets `aliases` besides each address of their family that it is configured with. Raises ConfigError.
+        """
         fd, given = control(name)
         try:
-            return cls(fd, given, mtu, run)
+            return cls(fd, given, mtu, run, aliases)
         except BaseException:
             os.close(fd)
             raise
@@ -122,14 +135,15 @@ class Utun(Device):
     def index(self) -> int:
         return 0
 
-    async def configure(
-        self, addresses: Sequence[Interface], *, aliases: Sequence[Interface] = ()
-    ) -> tuple[Interface, ...]:
-        """As Device.configure. `aliases` are further addresses of it, which are not returned."""
+    async def configure(self, addresses: Sequence[Interface]) -> tuple[Interface, ...]:
         async with self._setting:
-            self._addresses, self._aliases = tuple(addresses), tuple(aliases)
+            self._addresses = tuple(addresses)
             await asyncio.to_thread(self._configure)
         return self._addresses
+
+    def _wanted(self) -> list[Interface]:
+        versions = {address.version for address in self._addresses}
+        return [*self._addresses, *(alias for alias in self._aliases if alias.version in versions)]
 
     def versions(self) -> frozenset[int]:
         return frozenset({4, 6})
@@ -147,7 +161,7 @@ class Utun(Device):
         async with self._setting:
             found = await asyncio.to_thread(self._present)
         own = [address for address in found.addresses if not address.ip.is_link_local]
-        wanted = (*self._addresses, *self._aliases)
+        wanted = self._wanted()
         said = [f"the address {address} was removed" for address in wanted if address not in own]
         said += [f"the address {address} was added" for address in own if address not in wanted]
         if found.mtu != self.mtu:
@@ -162,7 +176,7 @@ class Utun(Device):
 
     def _configure(self) -> None:
         found = self._present()
-        wanted = (*self._addresses, *self._aliases)
+        wanted = self._wanted()
         for command in configuration(self.name, self.mtu, wanted, found):
             self._change(command)
 

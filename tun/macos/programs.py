@@ -47,7 +47,7 @@ class Command(NamedTuple):
         return " ".join(self.argv)
 
 
-class Answer(NamedTuple):
+class ProgramAnswer(NamedTuple):
     """What a program has said, and its exit code."""
 
     out: str
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
     code: int = 0
 
 
-type Run = Callable[[Command], Answer]
+type Run = Callable[[Command], ProgramAnswer]
 """Runs a command; raises ProgramError where it cannot be run. A code other than 0 is the caller's."""
 
 
@@ -68,7 +68,7 @@ def asking(*argv: str, stdin: str = "") -> Command:
     return Command(argv, stdin, changes=False)
 
 
-def run(command: Command) -> Answer:
+def run(command: Command) -> ProgramAnswer:
     """Run a program of this machine; blocks. Raises ProgramError."""
     name, *arguments = command.argv
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -94,7 +94,7 @@ def run(command: Command) -> Answer:
                 raise ProgramError(f"`{command}` says more than {MAX_OUTPUT >> 20} MiB, which is not read")
             texts.append(content.decode("utf-8", "replace"))
     _log.debug("%s: %d", command, done.returncode)
-    return Answer(texts[0], texts[1], done.returncode)
+    return ProgramAnswer(texts[0], texts[1], done.returncode)
 
 
 def ask(run: Run, *argv: str, stdin: str = "") -> str:
@@ -106,7 +106,7 @@ def ask(run: Run, *argv: str, stdin: str = "") -> str:
     return answer.out
 
 
-def change(run: Run, command: Command) -> Answer:
+def change(run: Run, command: Command) -> ProgramAnswer:
     """Let a program make a change; blocks. Raises ProgramError, also where it fails."""
     answer = run(command)
     if answer.code:
@@ -114,7 +114,7 @@ def change(run: Run, command: Command) -> Answer:
     return answer
 
 
-def complaint(command: Command, answer: Answer) -> str:
+def complaint(command: Command, answer: ProgramAnswer) -> str:
     """One sentence: what failed, and the program's own first line."""
     said = next((line.strip() for line in f"{answer.err}\n{answer.out}".splitlines() if line.strip()), "")
     return f"`{command}` failed: {said[:_COMPLAINT] or f'exit code {answer.code}'}"

@@ -27,6 +27,7 @@ from tun.leaktest.watch import MAX_INTERFACES, Watch
 from tun.macos import capture as macos
 from tun.macos.bpf import DLT_EN10MB, DLT_NULL
 from tun.macos.capture import BpfCapture
+from tun.macos.programs import ProgramAnswer
 
 SENT = canaries(CanaryTargets(dns=(), hosts=("192.0.2.1",)))
 SYN, QUIC, STUN, PING = SENT
@@ -223,19 +224,24 @@ bridge0    1500  <Link#9>    82:0f:00:00:00:01        0     0          0        
 
 
 def test_packets_sent() -> None:
-    assert macos.packets_sent(lambda _: NETSTAT) == {"gif0": 0, "en0": 2_231_456, "utun0": 4, "bridge0": 1}
+    assert macos.packets_sent(lambda _: ProgramAnswer(NETSTAT)) == {
+        "gif0": 0,
+        "en0": 2_231_456,
+        "utun0": 4,
+        "bridge0": 1,
+    }
 
 
 @pytest.mark.parametrize("answer", ["", "netstat: sysctl: no\n"])
 def test_an_unknown_answer_of_netstat(answer: str) -> None:
     with pytest.raises(CryprqError, match="no table of interfaces"):
-        macos.packets_sent(lambda _: answer)
+        macos.packets_sent(lambda _: ProgramAnswer(answer))
 
 
 def test_lines_of_netstat_that_are_none() -> None:
-    assert macos.packets_sent(lambda _: NETSTAT + "en9\nen8 1500 <Link#8> - -\n\n") == macos.packets_sent(
-        lambda _: NETSTAT
-    )
+    assert macos.packets_sent(
+        lambda _: ProgramAnswer(NETSTAT + "en9\nen8 1500 <Link#8> - -\n\n")
+    ) == macos.packets_sent(lambda _: ProgramAnswer(NETSTAT))
 
 
 class Bound:

@@ -16,7 +16,7 @@ from tun.macos.networks import (
     read_routes,
     refuse_other_tunnel,
 )
-from tun.macos.programs import Answer, Command
+from tun.macos.programs import Command, ProgramAnswer
 
 IFCONFIG = """\
 lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384
@@ -74,11 +74,11 @@ ff00::/8                                ::1                                     
 
 
 def answering(ifconfig: str = IFCONFIG, inet: str = INET, inet6: str = INET6) -> MacState:
-    def run(command: Command) -> Answer:
+    def run(command: Command) -> ProgramAnswer:
         assert not command.changes
         if command.argv[0] == "ifconfig":
-            return Answer(ifconfig)
-        return Answer(inet if command.argv[-1] == "inet" else inet6)
+            return ProgramAnswer(ifconfig)
+        return ProgramAnswer(inet if command.argv[-1] == "inet" else inet6)
 
     return look(run)
 

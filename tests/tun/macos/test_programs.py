@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tun.macos import programs
-from tun.macos.programs import Answer, Command, ProgramError, ask, change, complaint, run
+from tun.macos.programs import Command, ProgramAnswer, ProgramError, ask, change, complaint, run
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def write(file: Path, body: str) -> None:
 def test_input_output_and_environment(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     write(script, 'cat; echo "$* $LC_ALL $HOME"; echo bad >&2; exit 3')
-    assert run(Command(("route", "add", "x y"), "in\n")) == Answer("in\nadd x y C \n", "bad\n", 3)
+    assert run(Command(("route", "add", "x y"), "in\n")) == ProgramAnswer("in\nadd x y C \n", "bad\n", 3)
 
 
 @pytest.mark.process
@@ -58,16 +58,16 @@ def test_a_program_that_is_missing(script: Path) -> None:
 def test_a_failure_is_one_sentence() -> None:
     command = Command(("route", "add", "1"))
     for answer, said in (
-        (Answer("", "route: bad address: 1\nusage: ...\n", 64), "route: bad address: 1"),
-        (Answer("\n  said here\n", "", 1), "said here"),
-        (Answer("", "", 9), "exit code 9"),
+        (ProgramAnswer("", "route: bad address: 1\nusage: ...\n", 64), "route: bad address: 1"),
+        (ProgramAnswer("\n  said here\n", "", 1), "said here"),
+        (ProgramAnswer("", "", 9), "exit code 9"),
     ):
         assert complaint(command, answer) == f"`route add 1` failed: {said}"
         with pytest.raises(ProgramError, match="failed"):
             change(lambda _, answer=answer: answer, command)  # type: ignore[misc]
         with pytest.raises(ProgramError, match="failed"):
             ask(lambda _, answer=answer: answer, "route", "get")  # type: ignore[misc]
-    assert ask(lambda command: Answer(str(command.changes)), "route") == "False"
+    assert ask(lambda command: ProgramAnswer(str(command.changes)), "route") == "False"
 
 
 def test_the_paths_are_whole() -> None:
