@@ -327,7 +327,7 @@ class MacRoutes(Routing):
             # Of another program, or ours by the gateway of before.
             delete = Command(route.command("delete").argv[:6])
             _settle(delete, self._run, _GONE)
-        _settle(route.command("add"), self._run, (_THERE,))
+        add(route, self._run)
         self._set[route.prefix] = route
 
 
@@ -350,6 +350,11 @@ def _settle(command: Command, run: Run, settled: Sequence[str]) -> None:
     failed = answer.code or "writing to routing socket" in said or "bad address" in said
     if failed and not any(words in said for words in settled):
         raise ProgramError(complaint(command, answer))
+
+
+def add(route: WantedRoute, run: Run = run) -> None:
+    """Set a route of ours; no error where there is one to the same prefix. Blocks. Raises ProgramError."""
+    _settle(route.command("add"), run, (_THERE,))
 
 
 def remove(route: WantedRoute, run: Run = run) -> None:
