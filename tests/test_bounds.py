@@ -91,11 +91,10 @@ from cryprq_proxy.web import connections, events, history, metrics, server
 from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
 from tun import exit_network, journal
-from tun.device import device, urgent
+from tun.device import device, offload, urgent
 from tun.dns import cache, framed, https, lan_server
 from tun.dns import server as dns_server
 from tun.firewall import inbound, own_page
-from tun.linux import device as linux
 from tun.linux.firewall import lockdown
 from tun.linux.resolver import resolvconf
 from tun.resolver import known_addresses
@@ -973,8 +972,8 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "packets read from the interface in one turn of the loop; datagrams joined to one": [
         device.READS_PER_WAKEUP,
-        linux.GSO_MAX_SEGS,
-        linux.GSO_MAX_SIZE,
+        offload.GSO_MAX_SEGS,
+        offload.GSO_MAX_SIZE,
     ],
     "names in blocklists": [lists.MAX_NAMES],
     "pages of peers that are asked for": [peers_pages.MAX_PAGES, peer_book.MAX_PEERS_TOLD],

@@ -304,6 +304,45 @@ def test_few_modules_stand_beside_the_packages(package: str, most: int) -> None:
     assert len(modules) <= most, sorted(modules)
 
 
+MEANS_OF_LINUX = re.compile(
+    r"\bnft\b|netlink|conntrack|resolv\.conf|resolv_conf|resolvectl|/proc\b|pyroute2|dbus|iproute|SO_BINDTODEVICE|AF_PACKET"
+)
+MEANS_OF_MACOS = re.compile(r"\bpf\b|pfctl|scutil|\butun\b|ifconfig|\bbpf\b|AF_SYSTEM")
+SYSTEMS = {
+    "linux": (MEANS_OF_LINUX, ("tun.linux.", "cryprq_proxy.base.netlink", "cryprq_proxy.base.rtnetlink")),
+    "macos": (MEANS_OF_MACOS, ("tun.macos.", "cryprq_proxy.base.route_socket")),
+}
+SAID = {
+    ("tun/system.py", "resolv.conf"),  # how `kind` is told to people
+    ("tun/system.py", "scutil"),
+    ("tun/journal.py", "/proc"),  # the id of a boot
+}
+"""Words that stand elsewhere, with what they are there for."""
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_only_a_systems_own_folder_knows_its_means(system: str) -> None:
+    """Nor does anything but this_system.py import it: another system takes its place."""
+    found = []
+    words_of_it, modules_of_it = SYSTEMS[system]
+    for path in sorted((ROOT / "tun").rglob("*.py")):
+        place = path.relative_to(ROOT).as_posix()
+        if place.startswith(f"tun/{system}/"):
+            continue
+        source = path.read_text("utf-8")
+        if place != "tun/this_system.py":
+            module = module_name(path)
+            for line, target in imports(source, module, package=path.name == "__init__.py"):
+                if target.startswith(modules_of_it):
+                    found.append(f"{place}:{line}: {target}")
+        if place.startswith(("tun/linux/", "tun/macos/")):
+            continue
+        for number, line_ in enumerate(source.splitlines(), 1):
+            words = set(words_of_it.findall(line_))
+            found += [f"{place}:{number}: {word}" for word in sorted(words) if (place, word) not in SAID]
+    assert found == []
+
+
 def test_the_architecture_has_a_line_for_every_package() -> None:
     """And every package in it exists, on the layer that LAYERS gives it."""
     layer_of: dict[str, int] = {}

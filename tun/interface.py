@@ -19,6 +19,7 @@ from typing import Final
 
 from msgspec import structs
 
+from cryprq_proxy.address import OWN_NAME
 from cryprq_proxy.base.buffers import SHARED
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.carriers.lane.train import PacketTrain
@@ -205,6 +206,10 @@ class TunInterface(NoInterface):
         self._names.forwarder.block(names)
 
     async def open_page(self, serve: ServePage) -> int:
+        if not self._foundation.system.has_own_page:
+            raise CryprqError(
+                f"{OWN_NAME} is not there in system-wide mode on {self._foundation.system.name}: open the dashboard"
+            )
         return await self._page.open(serve)
 
     async def _follow(self) -> None:

@@ -1,6 +1,6 @@
 """Keeps what system-wide mode has set, on both roles: looks at facts, and puts back what other programs change.
 
-    netlink message, or a second  ->  Fact.look  ->  words for what was found  ->  Fact.put_back  ->  log, count
+    the kernel's message, or a second  ->  Fact.look  ->  words for what was found  ->  Fact.put_back  ->  log, count
 
 A fact is one thing that stands as this program set it: a table, addresses, a kernel setting. Each fact has a task of
 its own, so that a slow one delays no other. `Schedule` holds its times and its words, and does no I/O.
@@ -47,7 +47,7 @@ class Fact:
     vital = False
     """Never slowed down."""
     polled = False
-    """Looked at each second too: its changes send no netlink events, or not all of them do."""
+    """Looked at each second too: the kernel tells none of its changes, or not all."""
     changes: Callable[[], Changes] = NoChanges
     """The events that wake it, besides `Reconciler.wake`."""
 

@@ -16,9 +16,8 @@ from typing import Final
 
 from cryprq_proxy.lane.slices import HEADROOM, MAX_PACKET, NEEDS_CSUM, UDP_GSO, Shape
 
-from ..linux.device import GSO_MAX_SEGS, GSO_MAX_SIZE
 from .device import OnPacket
-from .offload import COMPLETE
+from .offload import COMPLETE, GSO_MAX_SEGS, GSO_MAX_SIZE
 from .packets import UDP, checksum, ones_sum, pseudo_sum
 
 MIN_PAYLOAD: Final = 256

@@ -26,6 +26,9 @@ from tun.device.packets import TCP, UDP, V4_HEADER, V6_HEADER, Drop, checksum, o
 
 # struct virtio_net_hdr { u8 flags, gso_type; u16 hdr_len, gso_size, csum_start, csum_offset; }, native byte order
 VNET: Final = struct.Struct("=BBHHHH")
+GSO_MAX_SIZE: Final = 57_344
+GSO_MAX_SEGS: Final = 40
+"""Caps of a super-packet, so that with the lane's own bytes it fits one UDP GSO send."""
 VNET_SIZE: Final = VNET.size
 
 COMPLETE: Final = Shape(0, 0, 0)

@@ -6,7 +6,7 @@ import socket
 
 from cryprq_proxy.outbound.resolving.name_server import NameServer
 
-from ..linux.routing.marked_socket import marked_socket
+from ..routing.marked_socket import marked_socket
 
 
 def marked_server(address: str, mark: int, port: int = 53) -> NameServer:

@@ -1,8 +1,8 @@
-"""Deletions of connections from conntrack: beside the lock under which a table is changed, each behind its change.
+"""Deletions of connections that the kernel remembers: beside the lock under which the filter is changed.
 
     change, under the lock  ->  soon  ->  choose, under the lock  ->  delete, beside it
 
-A dump of conntrack may take longer than a repair of the table, and repairs wait for the lock: so no deletion holds it.
+To list connections may take longer than a repair of the filter, and repairs wait for the lock: so no deletion holds it.
 One runs at a time, and each chooses by the settings in force when it begins, so that nothing can begin anew for the old
 reason. Changes that come meanwhile have one more deletion in common.
 

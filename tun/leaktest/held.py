@@ -1,4 +1,4 @@
-"""Flows that a leak test opens first and keeps: what conntrack remembers of them outlives a pause, rules, a restart.
+"""Flows that a leak test opens first and keeps: what the kernel remembers of them outlives a pause, rules, a restart.
 
 hold            open a socket for each canary, and send on all of them while a person pauses, reloads, restarts
 HeldFlow.send   afterwards, under the capture: what such a socket sends must not be outside
@@ -18,7 +18,7 @@ from ..device.packets import TCP, UDP
 from .canaries import Canary, CanaryTargets, canaries
 
 PAUSE: Final = 0.5
-"""Seconds between two rounds while the flows are held; far below any time-out of conntrack."""
+"""Seconds between two rounds while the flows are held; far below any time-out of the kernel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from cryprq_proxy.base.rtnetlink import SECONDS, rtnetlink
 from cryprq_proxy.errors import ConfigError, reason_of
 from cryprq_proxy.lane.slices import KIND_MASK, MAX_PACKET, TCP4, TCP6, UDP_GSO, Shape
-from tun.device.offload import COMPLETE, VNET_SIZE, describe, split, vnet_header
+from tun.device.offload import COMPLETE, GSO_MAX_SEGS, GSO_MAX_SIZE, VNET_SIZE, describe, split, vnet_header
 from tun.device.packets import Drop
 
 from ..settings import MIN_MTU
 from ..system import Device
-
-GSO_MAX_SIZE: Final = 57_344
-GSO_MAX_SEGS: Final = 40
-"""Caps of a super-packet, so that with the lane's own bytes it fits one UDP GSO send."""
 
 _TUN_PATH: Final = "/dev/net/tun"
 # linux/if_tun.h

@@ -31,7 +31,7 @@ from cryprq_proxy.outbound.resolving.dns_answer import AnswerError, encode_name
 from cryprq_proxy.outbound.resolving.hosts_file import read_hosts
 
 from ..dns.marked_server import marked_server
-from ..linux.routing.marked_socket import marked_socket
+from ..routing.marked_socket import marked_socket
 from .known_addresses import MAX_ADDRESSES, KnownAddresses
 
 _log = logging.getLogger(__name__)

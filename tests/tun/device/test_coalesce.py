@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from cryprq_proxy.lane.slices import EXPRESS, HEADROOM, NEEDS_CSUM, UDP_GSO, Run, Shape
 from tests.support.udp_packets import udp
 from tun.device.coalesce import MIN_PAYLOAD, UdpJoiner
-from tun.device.offload import COMPLETE, UNSUMMED, fit, split
+from tun.device.offload import COMPLETE, GSO_MAX_SEGS, GSO_MAX_SIZE, UNSUMMED, fit, split
 from tun.device.packets import TCP, UDP, Packet, parse, pseudo_sum
-from tun.linux.device import GSO_MAX_SEGS, GSO_MAX_SIZE
 
 
 class Link:

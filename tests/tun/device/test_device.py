@@ -32,9 +32,9 @@ from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_pa
 from tests.support.udp_packets import udp
 from tun.device.device import BUFFERS, QUEUE_BYTES, READS_PER_WAKEUP, PacketDevice, Reading
 from tun.device.kept import DeviceFact
-from tun.device.offload import COMPLETE, UNSUMMED, VNET, VNET_SIZE
+from tun.device.offload import COMPLETE, GSO_MAX_SEGS, GSO_MAX_SIZE, UNSUMMED, VNET, VNET_SIZE
 from tun.device.packets import ICMP, TCP, UDP, Drop
-from tun.linux.device import GSO_MAX_SEGS, GSO_MAX_SIZE, Tun
+from tun.linux.device import Tun
 
 TSO = 0x07
 USO = 0x60
