@@ -8,70 +8,20 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.errors import CryprqError
+from tests.support.pf_program import FOREIGN, NOISE, TOKEN, PfProgram
 from tun.macos import pfctl
 from tun.macos.pfctl import ANCHORS, PfError, Reference
-from tun.macos.programs import Command, ProgramAnswer
+from tun.macos.programs import ProgramAnswer
 
-NOISE = "No ALTQ support in kernel\nALTQ related functions disabled\n"
-TOKEN, FOREIGN = "15053025338191571182", "9813589183660731843"
 ANCHOR = ANCHORS["exit"]
 
 
-class Program:
-    """pfctl with tokens and anchors, and what it was asked for."""
-
-    def __init__(self) -> None:
-        self.tokens = {FOREIGN: "socketfilterfw"}
-        self.anchors: dict[str, str] = {}
-        self.asked: list[str] = []
-        self.answers: dict[str, ProgramAnswer] = {}
-        """Argument list -> what is said instead."""
-
-    def __call__(self, command: Command) -> ProgramAnswer:
-        assert command.argv[0] == "pfctl"
-        words = " ".join(command.argv[1:])
-        self.asked.append(words)
-        if words in self.answers:
-            return self.answers[words]
-        match command.argv[1:]:
-            case ("-E",):
-                self.tokens[TOKEN] = "pfctl"
-                return ProgramAnswer("", f"{NOISE}pf enabled\nToken : {TOKEN}\n")
-            case ("-X", token):
-                assert token in self.tokens
-                del self.tokens[token]
-                return ProgramAnswer("", "pf disabled\n")
-            case ("-s", "References"):
-                rows = [
-                    f"{4063 + number:<8} {program:<28} {token:<24} 0 days 00:03:31\n"
-                    for number, (token, program) in enumerate(self.tokens.items())
-                ]
-                head = "TOKENS:\nPID      Process Name                 TOKEN                    TIMESTAMP\n"
-                return ProgramAnswer(head + "".join(rows) if rows else "No pf starter references held\n")
-            case ("-s", "info"):
-                status = "Enabled for 0 days 00:02:03" if self.tokens else "Disabled"
-                return ProgramAnswer(f"Status: {status:<30} Debug: Urgent\n\nState Table\n", NOISE)
-            case ("-a", anchor, "-f", "-"):
-                self.anchors[anchor] = command.stdin
-                return ProgramAnswer("", "pfctl: Use of -f option, could result in flushing of rules\n")
-            case ("-a", anchor, "-s", "rules"):
-                return ProgramAnswer(self.anchors.get(anchor, ""), NOISE)
-            case ("-a", _, "-s", "nat"):
-                return ProgramAnswer(NOISE)
-            case ("-a", anchor, "-F", "all"):
-                del self.anchors[anchor]
-                return ProgramAnswer("", "rules cleared\nnat cleared\n0 tables deleted.\n")
-            case ("-k", *_):
-                return ProgramAnswer("", "killed 1 states from 1 sources and 1 destinations\n")
-        raise AssertionError(f"unknown: {words}")
-
-
 @pytest.fixture
-def program() -> Program:
-    return Program()
+def program() -> PfProgram:
+    return PfProgram()
 
 
-def undo(entries: list[dict[str, Any]], program: Program) -> None:
+def undo(entries: list[dict[str, Any]], program: PfProgram) -> None:
     undoers = pfctl.undoers(program)
     for entry in reversed(entries):
         undoers[str(entry["kind"])](entry)
@@ -86,7 +36,7 @@ def recorder() -> tuple[list[dict[str, Any]], Any]:
     return entries, record
 
 
-def test_the_token_is_in_the_journal_and_pf_is_needed_no_more_after_the_undo(program: Program) -> None:
+def test_the_token_is_in_the_journal_and_pf_is_needed_no_more_after_the_undo(program: PfProgram) -> None:
     entries, record = recorder()
     assert pfctl.enable(record, program) == TOKEN
     assert pfctl.holds(TOKEN, program)
@@ -98,7 +48,7 @@ def test_the_token_is_in_the_journal_and_pf_is_needed_no_more_after_the_undo(pro
     assert program.tokens == {FOREIGN: "socketfilterfw"}
 
 
-def test_another_program_that_has_used_pfctl_since_keeps_its_token(program: Program) -> None:
+def test_another_program_that_has_used_pfctl_since_keeps_its_token(program: PfProgram) -> None:
     entries, record = recorder()
     pfctl.enable(record, program)
     program.tokens["42"] = "pfctl"
@@ -106,7 +56,7 @@ def test_another_program_that_has_used_pfctl_since_keeps_its_token(program: Prog
     assert set(program.tokens) == {FOREIGN, "42"}
 
 
-def test_the_journal_is_written_before_pf_is_enabled(program: Program) -> None:
+def test_the_journal_is_written_before_pf_is_enabled(program: PfProgram) -> None:
     def refuse(entry: Mapping[str, object]) -> None:
         raise CryprqError("the disk is full")
 
@@ -126,7 +76,7 @@ def test_the_journal_is_written_before_pf_is_enabled(program: Program) -> None:
     ids=["one", "none", "two", "another program's"],
 )
 def test_a_crash_between_pfctl_and_the_second_entry(
-    since: dict[str, str], left: set[str], program: Program
+    since: dict[str, str], left: set[str], program: PfProgram
 ) -> None:
     """The token that pfctl has got since is ours, if it is the only one; else none is given up."""
     entries, record = recorder()
@@ -136,7 +86,7 @@ def test_a_crash_between_pfctl_and_the_second_entry(
     assert set(program.tokens) == left
 
 
-def test_nothing_is_undone_after_a_reboot(program: Program) -> None:
+def test_nothing_is_undone_after_a_reboot(program: PfProgram) -> None:
     program.tokens[TOKEN] = "pfctl"
     program.anchors[ANCHOR] = "block drop all\n"
     entries: list[dict[str, Any]] = [
@@ -159,18 +109,18 @@ def test_nothing_is_undone_after_a_reboot(program: Program) -> None:
         {"kind": "pf", "anchor": ["com.apple/cryprq-proxy"]},
     ],
 )
-def test_a_damaged_entry_changes_nothing(entry: dict[str, Any], program: Program) -> None:
+def test_a_damaged_entry_changes_nothing(entry: dict[str, Any], program: PfProgram) -> None:
     with pytest.raises(CryprqError):
         undo([entry], program)
     assert program.asked == []
 
 
-def test_a_token_that_is_none_is_never_given_up(program: Program) -> None:
+def test_a_token_that_is_none_is_never_given_up(program: PfProgram) -> None:
     undo([{"kind": "pf", "token": "-a"}, {"kind": "pf", "token": "17"}], program)
     assert not any(words.startswith("-X") for words in program.asked)
 
 
-def test_an_anchor_is_loaded_listed_and_flushed(program: Program) -> None:
+def test_an_anchor_is_loaded_listed_and_flushed(program: PfProgram) -> None:
     entries, record = recorder()
     anchor = pfctl.claim("exit", record, ours=False)
     pfctl.claim("exit", record, ours=True)
@@ -183,7 +133,7 @@ def test_an_anchor_is_loaded_listed_and_flushed(program: Program) -> None:
     undo(entries, program)
 
 
-def test_what_pf_refuses_is_a_sentence(program: Program) -> None:
+def test_what_pf_refuses_is_a_sentence(program: PfProgram) -> None:
     program.answers["-a x -f -"] = ProgramAnswer("", f"{NOISE}stdin:3: syntax error\n", 1)
     with pytest.raises(PfError, match="not changed"):
         pfctl.load("x", "nonsense", program)
@@ -193,7 +143,7 @@ def test_what_pf_refuses_is_a_sentence(program: Program) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", "Status: Odd\n", "State: Enabled\n"])
-def test_unknown_answers(answer: str, program: Program) -> None:
+def test_unknown_answers(answer: str, program: PfProgram) -> None:
     program.answers = {
         "-s info": ProgramAnswer(answer),
         "-s References": ProgramAnswer(answer),
@@ -208,13 +158,13 @@ def test_unknown_answers(answer: str, program: Program) -> None:
         pfctl.enable(lambda _: None, program)
 
 
-def test_references(program: Program) -> None:
+def test_references(program: PfProgram) -> None:
     program.tokens = {"42": "some helper", "7": "pfctl"}
     assert pfctl.references(program) == [Reference("some helper", "42"), Reference("pfctl", "7")]
     program.tokens = {}
     assert pfctl.references(program) == []
 
 
-def test_states_are_killed_by_source_or_by_both_ends(program: Program) -> None:
+def test_states_are_killed_by_source_or_by_both_ends(program: PfProgram) -> None:
     pfctl.kill_states([("198.18.0.0/16",), ("192.0.2.1", "192.0.2.2")], program)
     assert program.asked == ["-k 198.18.0.0/16", "-k 192.0.2.1 -k 192.0.2.2"]

@@ -1,0 +1,64 @@
+"""pfctl with tokens and anchors, in the words of the real one; tests/support/macos has one for a whole Mac."""
+
+from __future__ import annotations
+
+from tun.macos.programs import Command, ProgramAnswer
+
+NOISE = "No ALTQ support in kernel\nALTQ related functions disabled\n"
+TOKEN, FOREIGN = "15053025338191571182", "9813589183660731843"
+
+
+class PfProgram:
+    """pfctl with tokens and anchors, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.tokens = {FOREIGN: "socketfilterfw"}
+        self.anchors: dict[str, str] = {}
+        self.main = {
+            "rules": 'scrub-anchor "com.apple/*" all fragment reassemble\nanchor "com.apple/*" all\n',
+            "nat": 'nat-anchor "com.apple/*" all\nrdr-anchor "com.apple/*" all\n',
+        }
+        self.asked: list[str] = []
+        self.answers: dict[str, ProgramAnswer] = {}
+        """Argument list -> what is said instead."""
+
+    def __call__(self, command: Command) -> ProgramAnswer:
+        assert command.argv[0] == "pfctl"
+        words = " ".join(command.argv[1:])
+        self.asked.append(words)
+        if words in self.answers:
+            return self.answers[words]
+        match command.argv[1:]:
+            case ("-E",):
+                token = str(int(TOKEN) + self.asked.count("-E") - 1)
+                self.tokens[token] = "pfctl"
+                return ProgramAnswer("", f"{NOISE}pf enabled\nToken : {token}\n")
+            case ("-X", token):
+                assert token in self.tokens
+                del self.tokens[token]
+                return ProgramAnswer("", "pf disabled\n")
+            case ("-s", "References"):
+                rows = [
+                    f"{4063 + number:<8} {program:<28} {token:<24} 0 days 00:03:31\n"
+                    for number, (token, program) in enumerate(self.tokens.items())
+                ]
+                head = "TOKENS:\nPID      Process Name                 TOKEN                    TIMESTAMP\n"
+                return ProgramAnswer(head + "".join(rows) if rows else "No pf starter references held\n")
+            case ("-s", "info"):
+                status = "Enabled for 0 days 00:02:03" if self.tokens else "Disabled"
+                return ProgramAnswer(f"Status: {status:<30} Debug: Urgent\n\nState Table\n", NOISE)
+            case ("-a", anchor, "-f", "-"):
+                self.anchors[anchor] = command.stdin
+                return ProgramAnswer("", "pfctl: Use of -f option, could result in flushing of rules\n")
+            case ("-a", anchor, "-s", "rules"):
+                return ProgramAnswer(self.anchors.get(anchor, ""), NOISE)
+            case ("-a", _, "-s", "nat"):
+                return ProgramAnswer(NOISE)
+            case ("-s", "rules" | "nat" as what):
+                return ProgramAnswer(self.main[what], NOISE)
+            case ("-a", anchor, "-F", "all"):
+                del self.anchors[anchor]
+                return ProgramAnswer("", "rules cleared\nnat cleared\n0 tables deleted.\n")
+            case ("-k", *_):
+                return ProgramAnswer("", "killed 1 states from 1 sources and 1 destinations\n")
+        raise AssertionError(f"unknown: {words}")
