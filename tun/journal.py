@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -31,6 +32,7 @@ from typing import Any, Final, Self
 from cryprq_proxy.base.file_access import replace_file, sync_directory, write_all
 from cryprq_proxy.base.files import is_own_directory, is_own_file
 from cryprq_proxy.base.leftovers import in_use
+from cryprq_proxy.base.macos_programs import boot_session
 from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 
@@ -50,7 +52,9 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """The kernel's id of this boot (random(4)); empty where there is none."""
+    """The kernel's id of this boot; empty where there is none. On Linux random(4) has it, on macOS sysctl(8)."""
+    if sys.platform == "darwin":
+        return boot_session()
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ..base import package_data, systemd
-from ..base.leftovers import LOCKDOWN_UNIT
+from ..base.linux_marks import LOCKDOWN_UNIT
 from ..base.systemd import Systemd, write
 from ..errors import ConfigError, reason_of
 

@@ -16,7 +16,8 @@ from typing import cast
 
 import pytest
 
-from cryprq_proxy.base import leftovers
+from cryprq_proxy.base import leftovers, linux_marks
+from cryprq_proxy.base.abstract_sign import socket_name
 from cryprq_proxy.base.leftovers import claimed, cleaning_up, holder
 from cryprq_proxy.base.paths import Role
 from cryprq_proxy.errors import ConfigError
@@ -71,7 +72,7 @@ def test_nothing_is_cleaned_up_under_a_role_that_lives(role: Role, cleanup: str)
     code = (
         "import socket, sys\n"
         "sign = socket.socket(socket.AF_UNIX)\n"
-        f"sign.bind({leftovers._name(role)!r})\n"
+        f"sign.bind({socket_name(role)!r})\n"
         "sign.listen()\n"
         "print(flush=True)\n"
         "sys.stdin.read()\n"
@@ -102,7 +103,7 @@ def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: Role) -> None:
         try:
             os.setuid(65534)
             sign = socket.socket(socket.AF_UNIX)
-            sign.bind(leftovers._name(role))
+            sign.bind(socket_name(role))
             sign.listen()
             os.write(writing, b"x")
             os.read(os.pipe()[0], 1)
@@ -122,15 +123,15 @@ def test_a_user_who_has_the_name_keeps_nobody_from_the_work(role: Role) -> None:
 
 def test_the_header_of_our_resolv_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role) -> None:
     file = tmp_path / "resolv.conf"
-    monkeypatch.setattr(leftovers, "RESOLV_CONF", str(file))
-    assert not leftovers.has_header()
+    monkeypatch.setattr(linux_marks, "RESOLV_CONF", str(file))
+    assert not linux_marks.has_header()
     file.write_text("# cryprq-proxy 0123456789abcdef: all names ...\n")
-    assert leftovers.has_header()
+    assert linux_marks.has_header()
     file.write_text("# by hand\n")
-    assert not leftovers.has_header()
+    assert not linux_marks.has_header()
     file.unlink()
     os.mkfifo(file)
-    assert not leftovers.has_header(), "and it does not wait for a writer"
+    assert not linux_marks.has_header(), "and it does not wait for a writer"
 
 
 RULES, HEADER = "routing rules", "/etc/resolv.conf"
@@ -156,10 +157,10 @@ def test_what_is_left_is_named(
     tables: set[str] | None, rules: bool, header: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leftovers, "holder", lambda role: None)
-    monkeypatch.setattr(leftovers, "_tables", lambda: tables)
-    monkeypatch.setattr(leftovers, "_has_rules", lambda: rules)
-    monkeypatch.setattr(leftovers, "has_header", lambda: header)
-    monkeypatch.setattr(leftovers, "_has_routes", lambda: False)
+    monkeypatch.setattr(linux_marks, "_tables", lambda: tables)
+    monkeypatch.setattr(linux_marks, "_has_rules", lambda: rules)
+    monkeypatch.setattr(linux_marks, "has_header", lambda: header)
+    monkeypatch.setattr(linux_marks, "_has_routes", lambda: False)
     assert leftovers.left_by_client() == said
 
 
@@ -186,14 +187,14 @@ def test_lockdown_is_no_leftover(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    wanted = tmp_path / leftovers.LOCKDOWN_UNIT
+    wanted = tmp_path / linux_marks.LOCKDOWN_UNIT
     if unit:
         wanted.symlink_to("/nowhere")
-    monkeypatch.setattr(leftovers, "LOCKDOWN_WANTED", wanted)
+    monkeypatch.setattr(linux_marks, "LOCKDOWN_WANTED", wanted)
     monkeypatch.setattr(leftovers, "holder", lambda role: None)
-    monkeypatch.setattr(leftovers, "_tables", lambda: tables)
-    monkeypatch.setattr(leftovers, "_has_rules", lambda: rules)
-    monkeypatch.setattr(leftovers, "has_header", lambda: False)
+    monkeypatch.setattr(linux_marks, "_tables", lambda: tables)
+    monkeypatch.setattr(linux_marks, "_has_rules", lambda: rules)
+    monkeypatch.setattr(linux_marks, "has_header", lambda: False)
     assert leftovers.left_by_client() == said
     assert not leftovers.kill_switch_in(leftovers.marks("client")) or said == leftovers.KILL_SWITCH_STANDS
     monkeypatch.setattr(leftovers, "holder", lambda role: 7)
@@ -215,15 +216,15 @@ def test_what_an_exit_has_left_is_named(
     tables: set[str] | None, routes: bool, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leftovers, "holder", lambda role: None)
-    monkeypatch.setattr(leftovers, "_tables", lambda: tables)
-    monkeypatch.setattr(leftovers, "_has_rules", lambda: False)
-    monkeypatch.setattr(leftovers, "_has_routes", lambda: routes)
+    monkeypatch.setattr(linux_marks, "_tables", lambda: tables)
+    monkeypatch.setattr(linux_marks, "_has_rules", lambda: False)
+    monkeypatch.setattr(linux_marks, "_has_routes", lambda: routes)
     assert leftovers.table_stands("exit") == (None if tables is None else "cryprq_exit" in tables)
-    monkeypatch.setattr(leftovers, "has_header", lambda: False)
+    monkeypatch.setattr(linux_marks, "has_header", lambda: False)
     assert leftovers.left_by_client() == ""
     left = f"an earlier --tun has left {said}: {leftovers.REMEDY}"
     assert leftovers.left_by_any() == (left if said else "")
-    monkeypatch.setattr(leftovers, "has_header", lambda: True)
+    monkeypatch.setattr(linux_marks, "has_header", lambda: True)
     client = f"an earlier --tun has left {HEADER}: {leftovers.REMEDY}"
     assert leftovers.left_by_any() == (f"{client}; {left}" if said else client)
 
@@ -235,6 +236,6 @@ async def test_a_name_that_another_user_has_does_not_occupy_the_loop(
     watched: list[object] = []
     monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", lambda *call: watched.append(call))
     with socket.socket(socket.AF_UNIX) as other:
-        other.bind(leftovers._name(role))  # not listening: so it has no process id, as of another namespace
+        other.bind(socket_name(role))  # not listening: so it has no process id, as of another namespace
         with claimed(role):
             assert not watched

@@ -750,7 +750,7 @@ async def test_what_a_killed_one_has_left(pair: Setup, monkeypatch: pytest.Monke
     verdict = await leftovers(context)
     assert verdict.state is CheckState.FAIL
     assert verdict.text == f"an earlier --tun has left the journal {state}/client.journal: {marks.REMEDY}"
-    left["client"] = (marks._FILTER["client"], "routing rules")
+    left["client"] = ("the table cryprq of the packet filter", "routing rules")
     verdict = await leftovers(context)
     assert verdict.state is CheckState.FAIL
     assert marks.KILL_SWITCH_STANDS in verdict.text and "routing rules" in verdict.text

@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from cryprq_proxy.base import leftovers, package_data, systemd
-from cryprq_proxy.base.leftovers import LOCKDOWN_UNIT
+from cryprq_proxy.base import package_data, systemd
+from cryprq_proxy.base.linux_marks import LOCKDOWN_UNIT, LOCKDOWN_WANTED
 from cryprq_proxy.base.systemd import Systemd
 from cryprq_proxy.config.tun import STATE
 from cryprq_proxy.errors import ConfigError
@@ -94,4 +94,4 @@ def test_a_directory_that_is_read_only_is_one_sentence(
 def test_every_user_sees_that_it_is_enabled() -> None:
     """`enable` puts a link there."""
     assert "\nWantedBy=sysinit.target\n" in package_data.read(LOCKDOWN_UNIT)
-    assert leftovers.LOCKDOWN_WANTED.parent.name == "sysinit.target.wants"
+    assert LOCKDOWN_WANTED.parent.name == "sysinit.target.wants"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.address import Destination
-from cryprq_proxy.base import leftovers
+from cryprq_proxy.base import leftovers, linux_marks
 from cryprq_proxy.config.client import ClientConfig, client_from
 from cryprq_proxy.config.exit import ExitConfig, exit_from
 from cryprq_proxy.config.tun import STATE, TunTable
@@ -220,7 +220,7 @@ class Kernel:
         # The machine has one sign of life, and tests run side by side.
         monkeypatch.setattr(leftovers, "cleaning_up", nullcontext)
         self.header = False
-        monkeypatch.setattr(leftovers, "has_header", lambda: self.header)
+        monkeypatch.setattr(linux_marks, "has_header", lambda: self.header)
         monkeypatch.setattr(sysctl, "lost_settings", self.lost_settings)
         monkeypatch.setattr(nft, "exists", lambda table: table in self.tables)
         monkeypatch.setattr(nft, "remove", self.remove)

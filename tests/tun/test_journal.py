@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryprq_proxy.base import macos_programs
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 from tun.journal import MAX_ENTRY, MAX_JOURNAL, Entry, Journal, boot_id, parse, same_boot, undo
 
@@ -382,3 +383,27 @@ def test_damage_in_the_middle_is_told_once(path: Path) -> None:
     with Journal(path) as journal:
         undo(journal, {"test": undoer(done)})
     assert done == [2, 1]
+
+
+def test_macos_tells_its_boot_by_a_program_that_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[Exception | bytes] = iter(
+        [FileNotFoundError(), subprocess.TimeoutExpired("sysctl", 5.0), b"", b"7B1C1F6A-5E0B\n"]
+    )
+    asked: list[object] = []
+
+    def answer(argv: object, **_: object) -> subprocess.CompletedProcess[bytes]:
+        asked.append(argv)
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return subprocess.CompletedProcess("", 0, found)
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", answer)
+    macos_programs._boot_session.cache_clear()
+    try:
+        assert [boot_id() for _ in range(3)] == [""] * 3, "what was not told is asked for again"
+        assert boot_id() == boot_id() == "7B1C1F6A-5E0B"
+        assert asked == [["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]] * 4
+    finally:
+        macos_programs._boot_session.cache_clear()

@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from cryprq_proxy.base.leftovers import TABLES
+from cryprq_proxy.base.linux_marks import TABLES
 from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError, reason_of
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Final, cast
 
-from cryprq_proxy.base import forwarder_port, leftovers
+from cryprq_proxy.base import forwarder_port, leftovers, linux_marks
 from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.base.netlink_watch import filter_changes, netlink_changes
 from cryprq_proxy.base.paths import Role
@@ -153,7 +153,7 @@ def _undo_of_client(state: Path) -> Undo:
         filter=nft.KIND,
         routes=routes.KIND,
         by_mark=(partial(_undo_resolver, state), _undo_routing, partial(_undo_filter, lockdown)),
-        stands=leftovers.has_header,
+        stands=linux_marks.has_header,
         lost=partial(sysctl.lost_settings, nft.CLIENT),
         settings=sysctl.KIND,
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryprq_proxy.base.leftovers import TABLES
+from cryprq_proxy.base.linux_marks import TABLES
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 from tun.journal import Entry
 from tun.linux.sysctl import UNDO, KernelSetting, lost_settings, set_sysctl, undo_sysctl

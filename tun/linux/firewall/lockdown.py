@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 from cryprq_proxy.base.file_access import replace_file, sync_directory
 from cryprq_proxy.base.files import is_own_file, locked_directory
-from cryprq_proxy.base.leftovers import LOCKDOWN
+from cryprq_proxy.base.linux_marks import LOCKDOWN
 from cryprq_proxy.base.program import to_run_as_root
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
-from cryprq_proxy.base import leftovers
+from cryprq_proxy.base import leftovers, linux_marks
 from cryprq_proxy.base.forwarder_port import FORWARDER_PORT
 from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError
@@ -36,8 +36,8 @@ from .tunnel_sockets import end_tunnel_sockets
 
 _log = logging.getLogger(__name__)
 
-CLIENT: Final = leftovers.TABLES["client"]
-EXIT: Final = leftovers.TABLES["exit"]
+CLIENT: Final = linux_marks.TABLES["client"]
+EXIT: Final = linux_marks.TABLES["exit"]
 TABLES: Final = frozenset({CLIENT, EXIT})
 KIND: Final = "nft_table"
 """Of this module's entries in the journal; the other field is `table`, one of TABLES."""

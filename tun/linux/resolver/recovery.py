@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cryprq_proxy.base.files import is_own_directory
-from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
+from cryprq_proxy.base.linux_marks import RESOLV_CONF_HEADER
 from cryprq_proxy.base.resolv_conf import nameservers
 from cryprq_proxy.errors import ConfigError, reason_of
 

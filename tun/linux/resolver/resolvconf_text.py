@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from cryprq_proxy.base.leftovers import RESOLV_CONF_HEADER
+from cryprq_proxy.base.linux_marks import RESOLV_CONF_HEADER
 from cryprq_proxy.base.resolv_conf import lines
 
 _DROPPED_OPTIONS: Final = frozenset({"trust-ad", "inet6"})

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pyroute2 import NetlinkDumpInterrupted, NetlinkError
 
-from cryprq_proxy.base.leftovers import EXIT_PROTOCOL, RULE_PROTOCOL
+from cryprq_proxy.base.linux_marks import EXIT_PROTOCOL, RULE_PROTOCOL
 from cryprq_proxy.base.rtnetlink import TABLE_SECONDS, rtnetlink
 from cryprq_proxy.errors import ConfigError, CryprqError, reason_of
 

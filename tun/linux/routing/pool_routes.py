@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from pyroute2 import NetlinkError
 
-from cryprq_proxy.base.leftovers import EXIT_PROTOCOL
+from cryprq_proxy.base.linux_marks import EXIT_PROTOCOL
 from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.errors import CryprqError
 

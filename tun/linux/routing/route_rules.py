@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP
 from typing import Any, Final, NamedTuple
 
-from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.linux_marks import RULE_PROTOCOL
 
 from ...routing.lan import Lan, Network
 from ...settings import CLEAR_DNS_PORTS, DISCOVERY, TUNNEL_NETWORKS, TunnelSettings

@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from pyroute2 import NetlinkError
 
-from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.linux_marks import RULE_PROTOCOL
 from cryprq_proxy.base.netlink_watch import netlink_changes
 from cryprq_proxy.base.program import to_run
 from cryprq_proxy.errors import ConfigError, CryprqError

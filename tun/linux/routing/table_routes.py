@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, NamedTuple
 
-from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.linux_marks import RULE_PROTOCOL
 
 from ...routing.lan import Network
 from .networks import UNICAST, NetlinkMessage

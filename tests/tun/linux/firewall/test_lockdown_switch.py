@@ -12,6 +12,7 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base import leftovers
+from cryprq_proxy.base.linux_marks import LOCKDOWN
 from cryprq_proxy.errors import ConfigError
 from tests.support.settings import tunnel_settings
 from tun.firewall.policy import Policy
@@ -86,7 +87,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(nft, "_forget", lambda port: None)
     monkeypatch.setattr(conntrack, "seen_runs", frozenset)
     monkeypatch.setattr(leftovers, "claimed", machine.claimed)
-    monkeypatch.setattr(leftovers, "lockdown", lambda: leftovers.LOCKDOWN in machine.tables)
+    monkeypatch.setattr(leftovers, "lockdown", lambda: LOCKDOWN in machine.tables)
     monkeypatch.setattr(lockdown_switch, "read_lan", read_lan)
     monkeypatch.setattr(lockdown_switch, "by_system", machine.ask)
     return machine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pyroute2 import NetlinkError
 
-from cryprq_proxy.base.leftovers import EXIT_PROTOCOL
+from cryprq_proxy.base.linux_marks import EXIT_PROTOCOL
 from cryprq_proxy.errors import CryprqError
 from tests.support.settings import exit_network_settings
 from tun.linux.firewall import conntrack

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2 import NetlinkError
 
-from cryprq_proxy.base.leftovers import RULE_PROTOCOL
+from cryprq_proxy.base.linux_marks import RULE_PROTOCOL
 from cryprq_proxy.errors import ConfigError, CryprqError
 from tests.support.settings import tunnel_settings
 from tun.linux import sysctl
