@@ -26,6 +26,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, NamedTuple
 
@@ -441,4 +442,6 @@ def undo_route(entry: Entry, run: Run = run) -> None:
         remove(route, run)
 
 
-UNDO: Final[dict[str, Undoer]] = {KIND: undo_route}
+def undoers(run: Run = run) -> dict[str, Undoer]:
+    """By the kind of the entry."""
+    return {KIND: partial(undo_route, run=run)}

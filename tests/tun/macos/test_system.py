@@ -1,0 +1,45 @@
+"""What macOS gives to system-wide mode, beyond its parts."""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+from pathlib import Path
+
+from cryprq_proxy.base.paths import ROLES
+from tun.macos import pfctl
+from tun.macos.programs import Command, ProgramAnswer
+from tun.macos.system import MacOS
+
+
+def nothing(command: Command) -> ProgramAnswer:
+    raise AssertionError(f"{command} was run")
+
+
+def test_the_forwarder_is_asked_at_aliases_of_the_device() -> None:
+    system = MacOS(nothing)
+    four, six = ip_interface("198.18.0.7/32"), ip_interface("fd63:7279:7071::7/128")
+    assert system.forwarder_places([four, six]) == (["198.18.255.53", "fd63:7279:7071::53"], 53)
+    assert system.forwarder_places([four]) == (["198.18.255.53"], 53)
+
+
+def test_what_is_found_without_a_journal(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def run(command: Command) -> ProgramAnswer:
+        asked.append(str(command))
+        return ProgramAnswer("pass quick on lo0 all no state\n" if "rules" in command.argv else "")
+
+    for role, anchor in pfctl.ANCHORS.items():
+        (step,) = MacOS(run).undo(role, tmp_path).by_mark
+        assert step() == f"the packet filter's anchor {anchor}"
+        assert asked[-1] == f"pfctl -a {anchor} -F all"
+    assert MacOS(lambda command: ProgramAnswer("")).undo("client", tmp_path).by_mark[0]() == ""
+
+
+def test_each_role_knows_which_changes_it_takes_over(tmp_path: Path) -> None:
+    """A client's routes are undone at a start: the packet filter holds everything in meanwhile."""
+    system = MacOS(nothing)
+    for role, kept in zip(ROLES, ("", "mac_route"), strict=True):
+        how = system.undo(role, tmp_path)
+        assert (how.filter, how.routes, how.settings) == ("pf", kept, "mac_sysctl")
+        assert set(how.undoers) >= {"pf", "mac_route", "mac_sysctl"}

@@ -1,0 +1,106 @@
+"""macOS as the system of system-wide mode."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import Final
+
+from cryprq_proxy.base.changes import NoChanges
+from cryprq_proxy.base.paths import Role
+from cryprq_proxy.base.route_socket import route_changes
+
+from ..journal import Record, Undoer
+from ..routing.address_pool import Occupied
+from ..routing.lan import Lan
+from ..settings import MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings, TunnelSettings
+from ..system import Device, ExitSide, LanChanged, Routing, System, Undo
+from . import exit_kernel, networks, pfctl, routing, sysctl
+from .capture import MACOS_LEAK_TEST
+from .device import OpenControl, Utun, open_control
+from .exit_kernel import MacExitKernel
+from .programs import Run, run
+from .routing import MacRoutes
+
+_DEVICE: Final = "utun"
+"""The next free one."""
+_PORT: Final = 53
+_ALIASES: Final = (IPv4Interface(RESOLVER4), IPv6Interface(RESOLVER6))
+"""Addresses of the client's device, at which programs ask the forwarder for names."""
+_TAKES_OVER_NONE: Final = ""
+"""No kind of entry: a start undoes the routes of a killed run, and the packet filter holds everything in meanwhile."""
+
+
+class MacOS(System):
+    """macOS. `run` runs its programs, `control` makes the device."""
+
+    name = "macOS"
+    mark = 0
+    link_changes = staticmethod(route_changes)
+    filter_changes = NoChanges
+    leak_test = MACOS_LEAK_TEST
+    has_own_page = False
+
+    def __init__(self, run: Run = run, control: OpenControl = open_control) -> None:
+        self._run = run
+        self._control = control
+
+    # --- the client ---
+
+    def open_device(self, settings: TunnelSettings | ExitNetworkSettings) -> Device:
+        aliases = _ALIASES if isinstance(settings, TunnelSettings) else ()
+        return Utun.open(_DEVICE, mtu=MTU, aliases=aliases, run=self._run, control=self._control)
+
+    async def read_lan(self, own: str) -> Lan:
+        return networks.look(self._run).lan(own)
+
+    def routing(
+        self, settings: TunnelSettings, versions: frozenset[int], record: Record, lan_changed: LanChanged
+    ) -> Routing:
+        return MacRoutes(settings, versions, record, lan_changed, self._run)
+
+    def forwarder_places(
+        self, addresses: Sequence[IPv4Interface | IPv6Interface]
+    ) -> tuple[Sequence[str], int]:
+        versions = {interface.version for interface in addresses}
+        return [str(alias.ip) for alias in _ALIASES if alias.version in versions], _PORT
+
+    # --- the exit ---
+
+    async def read_occupied(self, own: str) -> Occupied:
+        return await exit_kernel.read_occupied(own, self._run)
+
+    async def exit_side(
+        self, settings: ExitNetworkSettings, device: Device, record: Record, *, recorded: Collection[str]
+    ) -> ExitSide:
+        return await MacExitKernel.up(settings, device, record, recorded=recorded, run=self._run)
+
+    # --- undo ---
+
+    def undo(self, role: Role, state: Path) -> Undo:
+        undoers: Mapping[str, Undoer] = {
+            **pfctl.undoers(self._run),
+            **routing.undoers(self._run),
+            **sysctl.undoers(self._run),
+        }
+        return Undo(
+            undoers,
+            filter=pfctl.KIND,
+            routes=routing.KIND if role == "exit" else _TAKES_OVER_NONE,
+            by_mark=(partial(self._flush, role),),
+            stands=lambda: False,
+            lost=self._lost if role == "exit" else lambda known: "",
+            settings=sysctl.KIND,
+        )
+
+    def _flush(self, role: Role) -> str:
+        anchor = pfctl.ANCHORS[role]
+        if not pfctl.loaded(anchor, self._run):
+            return ""
+        pfctl.flush(anchor, self._run)
+        return f"the packet filter's anchor {anchor}"
+
+    def _lost(self, known: Collection[str]) -> str:
+        return sysctl.lost_settings(known, self._run)
