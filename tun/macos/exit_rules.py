@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from cryprq_proxy.errors import ConfigError
+from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..settings import MTU, ExitNetworkSettings
 from .networks import Address, MacState
@@ -78,8 +79,8 @@ def view_of(state: MacState, device: str) -> ExitView:
 
 class _PfPool(NamedTuple):
     version: int
-    pool: str
-    own: str
+    pool: IPNetwork
+    own: Address
 
     @property
     def family(self) -> str:
@@ -91,9 +92,9 @@ def text(settings: ExitNetworkSettings, view: ExitView, *, ipv6: bool) -> str:
     the device."""
     if not _NAME.fullmatch(settings.device):
         raise ConfigError(f"{settings.device!r} is no name of a device on macOS")
-    pools = [_PfPool(4, str(settings.pool4), str(settings.own4))]
+    pools = [_PfPool(4, settings.pool4, settings.own4)]
     if ipv6:
-        pools.append(_PfPool(6, str(settings.pool6), str(settings.own6)))
+        pools.append(_PfPool(6, settings.pool6, settings.own6))
     device = settings.device
     lines = [
         f"scrub on {device} {pool.family} proto tcp all max-mss {MTU - _HEADERS[pool.version]}"
@@ -113,7 +114,8 @@ def text(settings: ExitNetworkSettings, view: ExitView, *, ipv6: bool) -> str:
 
 def _translations(pool: _PfPool, outward: Sequence[Outward]) -> Iterator[str]:
     for one in outward:
-        if one.address.version == pool.version:
+        # A client on this machine has an address of the pool itself.
+        if one.address.version == pool.version and one.address not in pool.pool:
             yield f"nat on {one.interface} {pool.family} from {pool.pool} to any -> {one.address}"
 
 
@@ -133,7 +135,7 @@ def _from_clients(device: str, pool: _PfPool, own: Iterable[Address], *, isolate
     yield (
         f"pass in {head} {_ECHO[pool.version]} from {pool.pool} to {pool.own} {_TYPE[pool.version]} keep state"
     )
-    here = [pool.own, *(str(each) for each in own if each.version == pool.version)]
+    here = [str(pool.own), *(str(each) for each in own if each.version == pool.version)]
     yield f"block return in {head} from any to {{ {', '.join([*here, *_NOT_FORWARDED[pool.version]])} }}"
     if isolate:
         yield f"block return in {head} from any to {pool.pool}"

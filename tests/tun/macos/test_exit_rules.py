@@ -60,6 +60,12 @@ def test_the_whole_text_for_ipv4() -> None:
     ]
 
 
+def test_a_client_on_this_machine_is_no_uplink() -> None:
+    tunnel = Outward("utun8", ip_address("198.18.3.4"))
+    view = VIEW._replace(outward=(*VIEW.outward, tunnel))
+    assert text(settings(), view, ipv6=False) == text(settings(), VIEW, ipv6=False)
+
+
 def test_ipv6_has_the_same_rules_in_its_own_words() -> None:
     with6 = text(settings(), VIEW, ipv6=True)
     assert "scrub on utun7 inet6 proto tcp all max-mss 1352\n" in with6

@@ -1,0 +1,91 @@
+"""What the tests on a Mac are made of, as far as it runs without one."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import ip_address
+
+from tests.support.canary_packets import packet
+from tests.support.far_side import FarSide, answer
+from tests.support.mac_stage import IPV4, IPV6, changed, rules
+from tun.device.packets import ICMP, ICMP6, TCP, UDP, checksum
+
+POOLS = {"inet": "198.18.0.0/16", "inet6": "fd63:7279:7071::/64"}
+OWN = {"inet": "198.18.0.1", "inet6": "fd63:7279:7071::1"}
+
+
+def whole(protocol: int, address: str, body: bytes) -> bytes:
+    """A packet from 10.9.9.9 or fd00::9 with right lengths."""
+    made = packet(protocol, address, 4000, body)
+    if made[0] >> 4 == 4:
+        return made[:2] + len(made).to_bytes(2) + made[4:12] + ip_address("10.9.9.9").packed + made[16:]
+    return made[:8] + ip_address("fd00::9").packed + made[24:]
+
+
+def test_a_ping_is_answered_with_right_checksums() -> None:
+    said = answer(whole(ICMP, "203.0.113.1", b"cqleak"))
+    assert said is not None
+    assert (said[12:16], said[16:20]) == (ip_address("203.0.113.1").packed, ip_address("10.9.9.9").packed)
+    assert said[20] == 0 and said.endswith(b"cqleak")
+    assert checksum(said[:20]) == 0 and checksum(said[20:]) == 0
+    said = answer(whole(ICMP6, "2001:db8:78::1", b"cqleak"))
+    assert said is not None
+    assert said[40] == 129
+    pseudo = said[8:40] + struct.pack("!II", len(said) - 40, ICMP6)
+    assert checksum(pseudo + said[40:]) == 0
+
+
+def test_a_datagram_comes_back() -> None:
+    for address, size in (("203.0.113.1", 20), ("2001:db8:78::1", 40)):
+        sent = whole(UDP, address, b"cqleak")
+        said = answer(sent)
+        assert said is not None
+        assert said[size : size + 4] == sent[size + 2 : size + 4] + sent[size : size + 2]
+        ends = said[12:20] if size == 20 else said[8:40]
+        assert checksum(ends + struct.pack("!II", len(said) - size, UDP) + said[size:]) == 0
+
+
+def test_anything_else_gets_no_answer() -> None:
+    for data in (
+        b"",
+        b"\x45",
+        whole(TCP, "203.0.113.1", b""),
+        whole(TCP, "2001:db8:78::1", b""),
+        b"\x46" + whole(UDP, "203.0.113.1", b"")[1:],
+        whole(UDP, "203.0.113.1", b"")[:6] + b"\x20\x00" + whole(UDP, "203.0.113.1", b"")[8:],
+    ):
+        assert answer(data) is None
+
+
+def test_the_far_side_answers_on_a_device() -> None:
+    ours, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.settimeout(20)
+    with ours, given, FarSide(given.fileno()) as far:
+        sent = whole(ICMP, "203.0.113.1", b"cqleak")
+        ours.send(b"\0\0\0\x02" + sent)
+        assert ours.recv(2048) == b"\0\0\0\x02" + (answer(sent) or b"")
+        ours.send(b"\0\0\0\x1e" + whole(ICMP6, "2001:db8:78::1", b"cqleak"))
+        assert ours.recv(2048)[:4] == b"\0\0\0\x1e"
+        assert far.seen[0] == sent
+
+
+def test_the_rules_that_let_one_kernel_be_both_ends() -> None:
+    assert IPV4.behind("192.0.2.53") == "203.0.113.53"
+    assert IPV6.behind("2001:db8:77::1") == "2001:db8:78::1"
+    text = rules([IPV4, IPV6], client="utun4", exit="utun5", far="utun6", pools=POOLS, own=OWN)
+    assert text.splitlines() == [
+        "rdr on utun5 inet from 198.18.0.0/16 to 192.0.2.1 -> 203.0.113.1",
+        "rdr on utun5 inet from 198.18.0.0/16 to 192.0.2.53 -> 203.0.113.53",
+        "rdr on utun5 inet6 from fd63:7279:7071::/64 to 2001:db8:77::1 -> 2001:db8:78::1",
+        "pass quick on utun4 all no state",
+        "pass out quick on utun6 reply-to (utun5 198.18.0.1) inet from any to 203.0.113.0/24 flags any keep state",
+        "pass out quick on utun6 reply-to (utun5 fd63:7279:7071::1) inet6 from any to 2001:db8:78::/48 "
+        "flags any keep state",
+    ]
+
+
+def test_what_has_changed() -> None:
+    before = {"routes": ["a", "b"], "utun": [], "pf enabled": False}
+    assert changed(before, dict(before)) == ""
+    assert changed(before, before | {"routes": ["a"]}) == 'routes: ["a", "b"] became ["a"]'
