@@ -14,6 +14,7 @@ import errno
 import os
 import pwd
 import stat
+import sys
 from pathlib import Path
 from typing import Final, Literal
 
@@ -26,6 +27,8 @@ type Role = Literal["client", "exit"]
 ROLES: Final[tuple[Role, ...]] = ("client", "exit")
 ROOTS_CONFIG: Path = Path("/etc/cryprq")
 ROOTS_STATE: Path = Path("/var/lib/cryprq")
+ROOTS_RUNTIME: Path = Path("/var/run/cryprq" if sys.platform == "darwin" else "/run/cryprq")
+"""On macOS nobody can make /run."""
 MAX_FILE: Final = 1 << 20
 """Largest size of a configuration file in bytes, far more than any needs."""
 MAX_LIST: Final = 16 << 20
@@ -89,7 +92,7 @@ def default_control_socket(role: Role) -> Path:
 
 def control_sockets() -> list[Path]:
     """The sockets at which a client or exit may listen: those of this user, then those of the system."""
-    directories = dict.fromkeys((_socket_dir(), Path("/run/cryprq")))
+    directories = dict.fromkeys((_socket_dir(), ROOTS_RUNTIME))
     return [directory / f"{role}.sock" for directory in directories for role in ROLES]
 
 
@@ -97,7 +100,7 @@ def _socket_dir() -> Path:
     runtime = _absolute("XDG_RUNTIME_DIR")
     if runtime is not None and not (os.geteuid() == ROOT and _is_foreign(runtime)):
         return runtime / "cryprq"
-    return Path("/run/cryprq") if os.geteuid() == ROOT else config_dir()
+    return ROOTS_RUNTIME if os.geteuid() == ROOT else config_dir()
 
 
 def _is_foreign(directory: Path) -> bool:

@@ -26,6 +26,7 @@ BBR: Final = "bbr"
 SHORT_PATH: Final = 0.002
 """Seconds. Where a segment and its acknowledgement take less, the path is short. At 2 ms and 1 % of loss reno still
 sends 70 Mbit/s."""
+_TCP_INFO: Final = 11
 _NAME_MAX: Final = 16
 """TCP_CA_NAME_MAX of linux/tcp.h, like all below."""
 _LEAST_ROUND_TRIP: Final = struct.Struct("=148xI")
@@ -64,7 +65,7 @@ def is_long(round_trip: float | None) -> bool:
 
 def _least_round_trip(sock: socket.socket) -> float | None:
     try:
-        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LEAST_ROUND_TRIP.size)
+        told = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LEAST_ROUND_TRIP.size)
         (least,) = _LEAST_ROUND_TRIP.unpack(told)
     except (OSError, struct.error):
         return None

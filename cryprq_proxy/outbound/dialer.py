@@ -16,6 +16,7 @@ import asyncio
 import errno
 import logging
 import socket
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -41,6 +42,8 @@ from .socket_group import SocketLoop
 
 _log = logging.getLogger(__name__)
 
+_ONLY_LINUX: Final[frozenset[int]] = frozenset({errno.ENONET} if sys.platform == "linux" else ())
+
 CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.ECONNREFUSED: StreamReason.CONNECTION_REFUSED,
     errno.ECONNRESET: StreamReason.CONNECTION_REFUSED,
@@ -50,7 +53,7 @@ CONNECT_REASONS: Final[dict[int, StreamReason]] = {
     errno.ENOPROTOOPT: StreamReason.HOST_UNREACHABLE,  # Linux: ICMP says that the host has no TCP
     errno.ENETUNREACH: StreamReason.NETWORK_UNREACHABLE,
     errno.ENETDOWN: StreamReason.NETWORK_UNREACHABLE,
-    errno.ENONET: StreamReason.NETWORK_UNREACHABLE,
+    **dict.fromkeys(_ONLY_LINUX, StreamReason.NETWORK_UNREACHABLE),
     errno.EADDRNOTAVAIL: StreamReason.NETWORK_UNREACHABLE,  # no source address, as without IPv6
     errno.EAFNOSUPPORT: StreamReason.NETWORK_UNREACHABLE,
     errno.EACCES: StreamReason.NOT_ALLOWED,  # the exit's own packet filter

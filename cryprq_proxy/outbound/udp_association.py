@@ -16,6 +16,7 @@ from typing import Final
 from ..address import Destination
 from ..base.descriptors import EXHAUSTED, SHORTAGE
 from ..base.faults import report_fault
+from ..base.sockets import let_send_largest
 from ..errors import StreamReason
 from ..session.streams import StreamHandler
 from ..session.turns import JUDGE_WORK, TurnBudget
@@ -108,6 +109,7 @@ class UdpAssociation(StreamHandler):
             raise
         try:
             sock.setblocking(False)
+            let_send_largest(sock)
             sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
         except OSError:
             sock.close()

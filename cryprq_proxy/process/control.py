@@ -39,6 +39,7 @@ from ..errors import ConfigError, CryprqError, reason_of
 from ..status import Status, StatusSource, read
 from .actions import Action
 from .answers import OneATurn, SharedAnswer, json_by_turns
+from .unix_sockets import bind_closed, may_be_full
 
 MAX_REQUEST: Final = 4096
 MAX_ARGUMENT: Final = 1024
@@ -333,9 +334,7 @@ def _bind(path: Path) -> socket.socket:
             _remove_stale(path)
             listener = _unix_socket()
             try:
-                # Linux gives the file the mode of the socket, so it is never open to others.
-                os.fchmod(listener.fileno(), 0o600)
-                listener.bind(str(path))
+                bind_closed(listener, str(path))
                 listener.listen(BACKLOG)
                 listener.setblocking(False)
             except BaseException:
@@ -370,13 +369,20 @@ def _remove_stale(path: Path) -> None:
         try:
             _connect(probe, path)
         except ConnectionRefusedError:
-            path.unlink()
-            return
+            if not may_be_full(partial(_ask, path)):
+                path.unlink()
+                return
         except FileNotFoundError:
             return
         except BlockingIOError:
             pass  # A process listens, with a full backlog.
     raise ConfigError(f"another cryprq-proxy is running (it answers at {path}); stop it first")
+
+
+def _ask(path: Path) -> None:
+    """Raises OSError."""
+    with _unix_socket() as probe:
+        _connect(probe, path)
 
 
 def _unix_socket() -> socket.socket:

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 THREADS_END: Final = 0.5
 """Seconds for the threads to end after the role has stopped."""
 LOOKUP_THREADS: Final = 4
+OPEN_MAX: Final = 10_240
+"""Of macOS (sys/syslimits.h)."""
 LOOP_DESCRIPTORS: Final = 3
 """Descriptors of an event loop: its selector and the two sockets that wake it."""
 
@@ -201,6 +203,8 @@ def has_terminal() -> bool:
 def raise_file_limit() -> None:
     """Raise the soft limit of open files: every connection takes one, and 1024 is for select(2) only."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    # macOS begins with 256 of no end, and refuses to be asked for more than OPEN_MAX (setrlimit(2)).
+    wanted = min(hard, OPEN_MAX) if sys.platform == "darwin" else hard
+    if soft < wanted or (soft != wanted == hard):
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import socket
 import struct
 import sys
@@ -97,3 +99,37 @@ def test_the_kernel_keeps_little_for_an_end_that_does_not_read(bounded: bool) ->
             pass
         (unsent,) = struct.unpack("i", fcntl.ioctl(own, SIOCOUTQNSD, bytes(4)))
         assert (unsent <= UNSENT + len(piece)) is bounded
+
+
+def test_an_end_that_has_gone_is_left_to_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS refuses every option of a connection that was reset (EINVAL); the reader is told of it soon."""
+
+    class Reset(socket.socket):
+        def setsockopt(self, *_: object) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(sockets, "_INHERITS", False)
+    with Reset() as sock:
+        prepare_accepted(sock, "203.0.113.9", "127.0.0.1")
+        bound_unsent(sock)
+        sockets.set_reset_on_close(sock)
+        assert not sock.getblocking()
+
+
+@pytest.mark.parametrize(("platform", "size"), [("darwin", 65_535), ("linux", None)])
+def test_macos_sends_large_datagrams_from_a_large_buffer(
+    platform: str, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        sockets.let_send_largest(sock)
+        now = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert now in ((before,) if size is None else (size, 2 * size))
+
+
+def test_a_mark_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may leave unmarked that somebody wanted marked."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with socket.socket() as sock, pytest.raises(OSError, match="not available"):
+        sockets.set_mark(sock, 1)

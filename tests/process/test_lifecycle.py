@@ -87,6 +87,22 @@ run(role)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done", "")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((256, 1 << 62), 10_240), ((256, 4_096), 4_096), ((20_000, 1 << 62), None), ((4_096, 4_096), None)],
+)
+def test_macos_takes_no_more_than_its_own_bound(
+    before: tuple[int, int], after: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses what is beyond, so 256 would remain, which is too few for an exit."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    raise_file_limit()
+    assert asked == ([] if after is None else [(after, before[1])])
+
+
 def test_the_limit_of_open_files_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))

@@ -27,7 +27,7 @@ import aiohappyeyeballs
 from ...address import Destination
 from ...base.descriptors import EXHAUSTED, SHORTAGE
 from ...base.nat64 import WELL_KNOWN_NAME, translated
-from ...base.sockets import prepare
+from ...base.sockets import prepare, set_mark
 from ...errors import CarrierError, CloseReason, CryprqError, reason_of
 
 STAGGER: Final = 0.25
@@ -116,7 +116,7 @@ def _open(mark: int, segment: int, info: aiohappyeyeballs.AddrInfoType) -> socke
     sock = socket.socket(family, kind, protocol)
     try:
         if mark:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            set_mark(sock, mark)
         if segment:
             # Before the connection: the other end learns it as well.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)

@@ -115,11 +115,15 @@ class OneByOne:
         self.left = 0
 
 
+def _has_call() -> bool:
+    return sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == _POINTER
+
+
 class Gathered:
     """Up to PLACES datagrams in each `read`. Raises OSError if this system has no such call."""
 
     def __init__(self, sock: socket.socket) -> None:
-        if not sys.platform.startswith("linux") or ctypes.sizeof(ctypes.c_void_p) != _POINTER:
+        if not _has_call():
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         try:
             self._call = ctypes.CDLL(None, use_errno=True).recvmmsg

@@ -16,7 +16,8 @@ from contextlib import ExitStack, closing
 from typing import Final, Literal
 
 from .batch import RECEIVE_SIZE, UdpOffload
-from .udp_socket import LINUX, UdpSocket, error_name
+from .udp_options import LINUX
+from .udp_socket import UdpSocket, error_name
 
 CHECK_SECONDS: Final = 0.5
 """Bound of the whole check, which needs a few milliseconds."""

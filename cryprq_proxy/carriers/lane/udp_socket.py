@@ -35,29 +35,33 @@ from .batch import MAX_BATCH, MAX_SEGMENTS, Batch, Sent, SocketAddress, UdpOfflo
 from .gathered import CONTROL_SIZE, Reader
 from .gathered import reader as make_reader
 from .shared_port import share, steer
-
-LINUX: Final = sys.platform == "linux"
-
-# Linux (socket(7), ip(7), ipv6(7), udp(7)); the socket module does not have them all.
-SO_SNDBUFFORCE: Final = 32
-SO_RCVBUFFORCE: Final = 33
-SO_MARK: Final = 36
-SOL_UDP: Final = 17
-UDP_SEGMENT: Final = 103
-UDP_GRO: Final = 104
-IP_PKTINFO: Final = 8
-IP_MTU_DISCOVER: Final = 10
-IP_MTU: Final = 14
-IP_PMTUDISC_PROBE: Final = 3
-"""Never fragmented, and sent at any size that the device takes: what a router said by ICMP is not believed."""
-IPV6_MTU_DISCOVER: Final = 23
-IPV6_MTU: Final = 24
-IPV6_RECVPKTINFO: Final = 49
-IPV6_PKTINFO: Final = 50
-IP_RECVTOS: Final = 13
-IPV6_RECVTCLASS: Final = 66
-IP_TOS: Final = socket.IP_TOS
-IPV6_TCLASS: Final = 67
+from .udp_options import (
+    IP_DONTFRAG,
+    IP_MTU,
+    IP_MTU_DISCOVER,
+    IP_PKTINFO,
+    IP_PMTUDISC_PROBE,
+    IP_RECVTOS,
+    IP_TOS,
+    IPV6_DONTFRAG,
+    IPV6_MTU,
+    IPV6_MTU_DISCOVER,
+    IPV6_PKTINFO,
+    IPV6_RECVPKTINFO,
+    IPV6_RECVTCLASS,
+    IPV6_TCLASS,
+    LINUX,
+    MACOS,
+    MARKS,
+    SETS_TOS,
+    SO_MARK,
+    SO_RCVBUFFORCE,
+    SO_SNDBUFFORCE,
+    SOL_UDP,
+    UDP_GRO,
+    UDP_SEGMENT,
+    smaller_until_taken,
+)
 
 PASSED_OVER: Final = 32
 """Errors and empty datagrams that one `receive` reads past."""
@@ -85,7 +89,6 @@ _ECT: Final = struct.pack("=i", 2)
 """ECT(0), as the value of IP_TOS and IPV6_TCLASS."""
 _CE: Final = 3
 """The mark of a router, in the two lowest bits of either (RFC 3168 section 5)."""
-_MARKS: Final = frozenset({IP_TOS, IPV6_TCLASS})
 _LOWEST: Final = 0 if sys.byteorder == "little" else -1
 """Index of the lowest byte of a number."""
 
@@ -165,10 +168,10 @@ class UdpSocket:
         else:
             self._gso = self._gro = False
             self._reason = self._reason or "this system has none"
+        if MACOS:
+            self._configure_macos()
         for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            if sock.getsockopt(socket.SOL_SOCKET, name) < SOCKET_BUFFER:
-                with suppress(OSError):  # some systems refuse what others cut down
-                    sock.setsockopt(socket.SOL_SOCKET, name, SOCKET_BUFFER)
+            smaller_until_taken(sock, name, SOCKET_BUFFER)
 
     def _configure_linux(self, mark: int) -> None:
         sock = self._sock
@@ -196,9 +199,21 @@ class UdpSocket:
                 self._gro = False
                 self._reason = f"the kernel does not join datagrams ({error_name(error)})"
 
+    def _configure_macos(self) -> None:
+        with suppress(OSError):  # macOS 10.15 and older
+            if self.family == socket.AF_INET:
+                self._sock.setsockopt(socket.IPPROTO_IP, IP_DONTFRAG, 1)
+            else:
+                self._sock.setsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG, 1)
+        # The other side may say that it heeds marks, and relies on hearing of them.
+        if self.family == socket.AF_INET:
+            self._sock.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
+        else:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
+
     def _report_local(self, wanted: bool) -> None:
         """Whether batches come with the local address that they were sent to."""
-        if not LINUX:
+        if not LINUX and not MACOS:
             return
         if self.family == socket.AF_INET:
             self._sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, wanted)
@@ -284,7 +299,8 @@ class UdpSocket:
             elif local:
                 self._control.append((socket.IPPROTO_IPV6, IPV6_PKTINFO, local))
             if ect and self.family == socket.AF_INET:
-                self._control.append((socket.IPPROTO_IP, IP_TOS, _ECT))
+                if SETS_TOS:
+                    self._control.append((socket.IPPROTO_IP, IP_TOS, _ECT))
             elif ect:
                 self._control.append((socket.IPPROTO_IPV6, IPV6_TCLASS, _ECT))
             self._control_for = (segment, local, ect)
@@ -433,7 +449,7 @@ class UdpSocket:
         for _, kind, value in control:
             if kind == UDP_GRO:
                 segment = int.from_bytes(value, sys.byteorder)
-            elif kind in _MARKS:
+            elif kind in MARKS:
                 marked = value[_LOWEST] & _CE == _CE
             else:
                 local = value
@@ -454,8 +470,9 @@ class UdpSocket:
         if local is None:
             return b""
         if self.family == socket.AF_INET:
-            _, specific, _ = _IPV4_INFO.unpack(local)
-            return _IPV4_INFO.pack(0, specific, bytes(4))
+            _, specific, header = _IPV4_INFO.unpack(local)
+            # macOS fills in the second one alone.
+            return _IPV4_INFO.pack(0, specific if any(specific) else header, bytes(4))
         own, _ = _IPV6_INFO.unpack(local)
         return _IPV6_INFO.pack(own, 0)
 

@@ -16,11 +16,13 @@ from typing import Any, Final
 import pytest
 
 from cryprq_proxy.carriers.lane import offload_check as udp_check
+from cryprq_proxy.carriers.lane import udp_options
 from cryprq_proxy.carriers.lane import udp_socket as udp
 from cryprq_proxy.carriers.lane.batch import RECEIVE_SIZE, Sent, SocketAddress, UdpOffload, UdpPeer
 from cryprq_proxy.carriers.lane.gathered import Gathered, OneByOne
 from cryprq_proxy.carriers.lane.offload_check import check_offload
-from cryprq_proxy.carriers.lane.udp_socket import SO_MARK, UdpSocket
+from cryprq_proxy.carriers.lane.udp_options import SO_MARK
+from cryprq_proxy.carriers.lane.udp_socket import UdpSocket
 from cryprq_proxy.errors import ConfigError
 
 ROOM = memoryview(bytearray(RECEIVE_SIZE))
@@ -85,7 +87,7 @@ class Refusing:
         original: SendMsg = socket.socket.sendmsg
 
         def sendmsg(sock: socket.socket, buffers: Any, control: Any = (), *rest: Any) -> int:
-            batch = any(kind == udp.UDP_SEGMENT for _, kind, _ in control)
+            batch = any(kind == udp_options.UDP_SEGMENT for _, kind, _ in control)
             self.calls.append(batch)
             if self.errors and (batch or not batches_only):
                 number = self.errors.pop(0)
@@ -298,14 +300,20 @@ def test_options(opened: Open, host: str) -> None:
     raw = socket.socket(fileno=os.dup(sock.fileno()))
     with raw:
         if host == "::1":
-            assert raw.getsockopt(socket.IPPROTO_IPV6, udp.IPV6_MTU_DISCOVER) == udp.IP_PMTUDISC_PROBE
+            assert (
+                raw.getsockopt(socket.IPPROTO_IPV6, udp_options.IPV6_MTU_DISCOVER)
+                == udp_options.IP_PMTUDISC_PROBE
+            )
             assert raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 0
             assert raw.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
         else:
-            assert raw.getsockopt(socket.IPPROTO_IP, udp.IP_MTU_DISCOVER) == udp.IP_PMTUDISC_PROBE
+            assert (
+                raw.getsockopt(socket.IPPROTO_IP, udp_options.IP_MTU_DISCOVER)
+                == udp_options.IP_PMTUDISC_PROBE
+            )
             assert raw.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 0
-        assert raw.getsockopt(udp.SOL_UDP, udp.UDP_GRO) == 1
-        assert raw.getsockopt(udp.SOL_UDP, udp.UDP_SEGMENT) == 0
+        assert raw.getsockopt(udp_options.SOL_UDP, udp_options.UDP_GRO) == 1
+        assert raw.getsockopt(udp_options.SOL_UDP, udp_options.UDP_SEGMENT) == 0
         assert not os.get_blocking(raw.fileno())
         with socket.socket(raw.family, socket.SOCK_DGRAM) as untouched:
             for name in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -530,7 +538,7 @@ def test_check_finds_a_kernel_that_does_not_join(monkeypatch: pytest.MonkeyPatch
     original = socket.socket.setsockopt
 
     def setsockopt(sock: socket.socket, level: int, name: int, value: int) -> None:
-        if (level, name) == (udp.SOL_UDP, udp.UDP_GRO):
+        if (level, name) == (udp_options.SOL_UDP, udp_options.UDP_GRO):
             raise OSError(errno.ENOPROTOOPT, "not known")
         original(sock, level, name, value)
 
