@@ -40,6 +40,7 @@ from .commands import (
     tun,
     usage,
 )
+from .commands import dry_run as dry
 from .commands.common import act_for, config_option, identity_option, log_flags, log_options, seconds
 from .commands.connect import command as connect
 from .commands.desktop import command as desktop
@@ -146,6 +147,13 @@ _log = logging.getLogger(__name__)
     help="With --tun: undo everything unless `confirm` is called within this time.",
 )
 @click.option(
+    "--experimental",
+    is_flag=True,
+    default=None,
+    help="With --tun: start it where it has not been proved yet, which is macOS; without effect on Linux.",
+)
+@dry.options
+@click.option(
     "--yes",
     is_flag=True,
     help="With --tun: do not ask before connections from outside, as by ssh, are ended.",
@@ -160,6 +168,9 @@ def cli(
     verbose: bool,
     log_format: str | None,
     yes: bool,
+    dry_run: bool,
+    as_json: bool,
+    full: bool,
     **flags: Any,
 ) -> None:
     """A local SOCKS and HTTP proxy whose traffic goes to an exit peer of your own over a post-quantum-hybrid
@@ -196,6 +207,13 @@ def cli(
     setup(loaded.log_level, loaded.log_format)
     if not loaded.tun.enabled and (alone := _given(context, (*_TUN_FLAGS, "yes"))):
         raise click.UsageError(f"{alone} needs --tun")
+    dry.check(tun=loaded.tun.enabled, dry_run=dry_run, as_json=as_json, full=full)
+    if dry_run:
+        from .service.client_parts import read_rules
+        from .service.system_wide import dry_run as found
+
+        dry.show(found(loaded, read_rules(loaded, watch)), as_json=as_json, full=full)
+        return
     tunnel: MakeTun = no_tun
     if loaded.tun.enabled:
         from .service.system_wide import make_tunnel
@@ -217,6 +235,7 @@ _TUN_FLAGS: Final = (
     "inbound",
     "resolver",
     "confirm",
+    "experimental",
 )
 """Flags of the section [tun]."""
 

@@ -314,6 +314,8 @@ class System:
 
     name: str
     """For people."""
+    proved = False
+    """Whether it has been tried on real machines; else a start needs --experimental."""
     mark: int
     """SO_MARK of sockets that leave past the tunnel; 0 where they need none."""
     link_changes: Callable[[], Changes]
@@ -424,9 +426,12 @@ class System:
     # --- dry run ---
 
     async def client_changes(
-        self, settings: TunnelSettings, exits: Sequence[ExitEndpoint]
+        self, settings: TunnelSettings, closed: FilterSettings, addressed: FilterSettings
     ) -> Sequence[Change]:
-        """What a start of the client would change, in order. Raises CryprqError."""
+        """What a start of the client would change, in order. Raises CryprqError.
+
+        The filter is made from `closed` at first, and from `addressed` when the exit has handed out addresses.
+        """
         raise NotImplementedError
 
     async def exit_changes(self, settings: ExitNetworkSettings) -> Sequence[Change]:

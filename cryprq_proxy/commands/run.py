@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..base.log import setup
+from . import dry_run as dry
 from .common import (
     act_for,
     client_alone,
@@ -48,6 +49,13 @@ if TYPE_CHECKING:
     help="Carry packets of clients in system-wide mode (cryprq-proxy --tun); as root.",
 )
 @click.option(
+    "--experimental",
+    is_flag=True,
+    default=None,
+    help="With --tun: start it where it has not been proved yet, which is macOS; without effect on Linux.",
+)
+@dry.options
+@click.option(
     "--overlap",
     is_flag=True,
     help="End the main process when a successor can start; open streams go on in another one. For service managers.",
@@ -59,6 +67,9 @@ def exit_(
     /,
     config: Path | None,
     overlap: bool,
+    dry_run: bool,
+    as_json: bool,
+    full: bool,
     verbose: bool,
     log_format: str | None,
     **flags: Any,
@@ -66,7 +77,7 @@ def exit_(
     """Run the exit peer: it takes links from the listed peers and makes their connections."""
     from ..process.overlap import begin
 
-    parent = begin() if overlap else None
+    parent = begin() if overlap and not dry_run else None
     from ..base.deputy import act_as_owner
     from ..base.paths import config_dir
     from ..config.exit import ExitConfig, authorized_file, load_exit
@@ -81,6 +92,7 @@ def exit_(
         refuse_callers_exit(config)
     flags |= merged(context, verbose, log_format)
     flags["tun.enabled"] = flags.pop("tun")
+    flags["tun.experimental"] = flags.pop("experimental")
 
     def load() -> ExitConfig:
         return only_harmless(load_exit(config, flags))
@@ -89,6 +101,12 @@ def exit_(
     file = config_dir() / "exit.toml" if config is None else config
     watch.before_reading(file, file.with_name("authorized"))
     loaded = load()
+    dry.check(tun=loaded.tun.enabled, dry_run=dry_run, as_json=as_json, full=full)
+    if dry_run:
+        from ..service.system_wide import dry_run as found
+
+        dry.show(found(loaded), as_json=as_json, full=full)
+        return
     listed = authorized_file(config, loaded)
     act_as_owner(listed.parent, everywhere=False)
     setup(loaded.log_level, loaded.log_format)

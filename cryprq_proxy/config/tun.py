@@ -100,6 +100,7 @@ class TunTable(Struct, frozen=True, kw_only=True):
     """System-wide mode of the client."""
 
     enabled: Annotated[bool, switch()] = False
+    experimental: Annotated[bool, switch()] = False
     exclude: Annotated[tuple[IPNetwork, ...], _PREFIXES] = ()
     include: Annotated[tuple[IPNetwork, ...], _PREFIXES] = ()
     exclude_uid: Annotated[tuple[tuple[int, int], ...], _USERS] = ()
@@ -118,6 +119,7 @@ class ExitTunTable(Struct, frozen=True, kw_only=True):
     """The network interface of the exit, for clients in system-wide mode."""
 
     enabled: Annotated[bool, switch()] = False
+    experimental: Annotated[bool, switch()] = False
     pool4: Annotated[IPv4Network | None, _POOL4] = None
     pool6: Annotated[IPv6Network | None, _POOL6] = None
     isolate: Annotated[bool, switch()] = True

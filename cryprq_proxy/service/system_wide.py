@@ -22,7 +22,7 @@ from ..config.exit import ExitConfig
 from ..config.tun import ExitTunTable, TunTable
 from ..errors import ConfigError, CryprqError
 from ..exit.egress_policy import EgressPolicy
-from ..rules.engine import RuleSet
+from ..rules.engine import EVERYTHING, RuleSet
 from ..rules.ranges import IPNetwork, without
 from ..status import ClientStatus, Status, TunStatus
 from . import lockdown_unit
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tun.leaktest.held import HeldFlow
     from tun.settings import ExitNetworkSettings, TunnelSettings
     from tun.system import System
+    from tun.tunnel import TunnelPlan
 
 
 def _system_for(what: str) -> System:
@@ -54,11 +55,28 @@ def _need_lockdown() -> None:
 
 def make_tunnel(config: ClientConfig, rules: RuleSet) -> Any:
     """The TunnelPlan (tun/tunnel.py) of a client. Raises ConfigError, also for rules that it cannot keep."""
+    _refuse_upstream(config)
+    system = _system_for("--tun")
+    _need_proof(system, experimental=config.tun.experimental)
+    return _plan_on(system, config, rules)
+
+
+def _refuse_upstream(config: ClientConfig) -> None:
     if config.upstream is not None:
         raise ConfigError(
             "--tun and --upstream exclude each other: the packets of the link could not be told apart"
         )
-    system = _system_for("--tun")
+
+
+def _need_proof(system: System, *, experimental: bool) -> None:
+    if not system.proved and not experimental:
+        raise ConfigError(
+            f"system-wide mode has not been proved on {system.name} yet: read docs/macos.md, look at what --dry-run "
+            "says, and start it with --experimental if you want to try it"
+        )
+
+
+def _plan_on(system: System, config: ClientConfig, rules: RuleSet) -> TunnelPlan:
     from tun.tunnel import TunnelPlan
 
     return TunnelPlan.of(
@@ -134,9 +152,28 @@ def exit_network_settings(table: ExitTunTable) -> ExitNetworkSettings:
 def start_network(config: ExitConfig, policy: EgressPolicy) -> Awaitable[ExitNetwork]:
     """The running ExitNetwork (tun/exit_network.py) of an exit. Raises CryprqError; ConfigError at once."""
     system = _system_for("--tun at the exit")
+    _need_proof(system, experimental=config.tun.experimental)
     from tun.exit_network import ExitNetwork
 
     return ExitNetwork.start(system, exit_network_settings(config.tun), policy)
+
+
+# --- dry run ---
+
+
+def dry_run(config: ClientConfig | ExitConfig, rules: RuleSet | None = None) -> dict[str, Any]:
+    """What a start of this role would change, as plain values: "changes" and "remarks". Changes nothing, makes no link,
+    and works without root. Raises CryprqError."""
+    from tun import dry_run as tun_dry_run
+    from tun.this_system import this_system
+
+    system = this_system()
+    if isinstance(config, ExitConfig):
+        found = asyncio.run(tun_dry_run.of_exit(system, exit_network_settings(config.tun)))
+    else:
+        _refuse_upstream(config)
+        found = asyncio.run(tun_dry_run.of_client(_plan_on(system, config, rules or EVERYTHING)))
+    return {"changes": [change._asdict() for change in found.changes], "remarks": list(found.remarks)}
 
 
 def clean_up(state: Path, say: Callable[[str], None], *, lift: bool = False) -> None:

@@ -69,7 +69,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     [
         ("cryprq-proxy st", 1, "status", "exit"),
         ("cryprq-proxy status --", 2, "--json", "--peer"),
-        ("cryprq-proxy --", 1, "--peer", "--json"),
+        ("cryprq-proxy --", 1, "--peer", "--hold"),
         ("cryprq-proxy completion ''", 2, "zsh", "status"),
         ("cryprq-proxy switch h", 2, "home", "auto"),
     ],

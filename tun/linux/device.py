@@ -31,6 +31,9 @@ from tun.device.packets import Drop
 from ..settings import MIN_MTU
 from ..system import Device
 
+QUEUE: Final = 1000
+"""Packets that wait to be read."""
+
 _TUN_PATH: Final = "/dev/net/tun"
 # linux/if_tun.h
 _TUNSETIFF: Final = 0x400454CA
@@ -68,7 +71,7 @@ class Tun(Device):
         self._index = index
         self._setting = asyncio.Lock()
         self._addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
-        self._queue = 1000
+        self._queue = QUEUE
         self._caps = GSO_MAX_SIZE, GSO_MAX_SEGS
 
     @classmethod
@@ -105,7 +108,7 @@ class Tun(Device):
         *,
         gso_max_size: int = GSO_MAX_SIZE,
         gso_max_segs: int = GSO_MAX_SEGS,
-        queue: int = 1000,
+        queue: int = QUEUE,
     ) -> tuple[IPv4Interface | IPv6Interface, ...]:
         """Give the device these addresses and no others, its MTU and caps, and bring it up. May be called again.
 

@@ -134,8 +134,7 @@ class ExitKernel:
         """Let the kernel forward IPv4; without an uplink, from the earlier one."""
         if uplink is not None:
             self._uplink4 = uplink.name
-        devices = [self._settings.device, *([self._uplink4] if self._uplink4 else [])]
-        self._forwarding4.keep(FORWARD4, *(f"net.ipv4.conf.{device}.forwarding" for device in devices))
+        self._forwarding4.keep(*forwarding4(self._settings.device, self._uplink4))
 
     def _forward6(self, uplink: Uplink) -> None:
         """Let the kernel forward IPv6.
@@ -143,14 +142,14 @@ class ExitKernel:
         A host that forwards IPv6 takes no more router advertisements, and so may lose its own default route, unless it
         is told to (accept_ra in ip-sysctl.rst).
         """
-        self._advertisements.keep(f"net.ipv6.conf.{uplink.name}.accept_ra")
+        self._advertisements.keep(advertisements(uplink.name))
         self._forwarding6.keep(FORWARD6)
 
     async def _configure(self, *, ipv6: bool) -> bool:
         """Give the device its addresses. Returns whether it has an IPv6 one."""
         # No caps: forwarded packets were made for other devices, and the kernel cuts a super-packet above a cap to
         # single packets. The lane sends a larger one in two pieces.
-        addresses = list(_addresses(self._settings, ipv6=ipv6))
+        addresses = list(own_addresses(self._settings, ipv6=ipv6))
         configured = await self._tun.configure(addresses, gso_max_size=MAX_GSO, gso_max_segs=MAX_GSO - 1)
         carried = ipv6 and len(configured) == len(addresses)
         self._routes.carry(ipv6=carried)
@@ -197,7 +196,17 @@ def _listen() -> tuple[Changes, float]:
         return NoChanges(), POLL_SECONDS
 
 
-def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Interface | IPv6Interface]:
+def forwarding4(device: str, uplink: str) -> list[str]:
+    """The switches of IPv4 that are kept at 1, for the tunnel's device and that of the uplink, which may be ""."""
+    return [FORWARD4, *(f"net.ipv4.conf.{name}.forwarding" for name in (device, uplink) if name)]
+
+
+def advertisements(uplink: str) -> str:
+    """The setting of the uplink that is kept at 2."""
+    return f"net.ipv6.conf.{uplink}.accept_ra"
+
+
+def own_addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Interface | IPv6Interface]:
     yield IPv4Interface((settings.own4, settings.pool4.prefixlen))
     if ipv6:
         yield IPv6Interface((settings.own6, settings.pool6.prefixlen))

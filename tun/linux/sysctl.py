@@ -154,6 +154,17 @@ def set_sysctl(name: str, value: str, record: Record, proc: Path = PROC) -> bool
         raise ConfigError(f"this kernel does not take {name}={value}: {reason_of(error)}") from error
 
 
+def before_a_start(name: str, value: str, proc: Path = PROC) -> str | None:
+    """What stands in place of `value` now; None where it is that already. "0" where the kernel has no such setting yet,
+    as for a module that is loaded later."""
+    path = _path(name, value, proc)
+    try:
+        present = "0" if path is None else _read(path)
+    except FileNotFoundError:
+        present = "0"
+    return None if present == value else present
+
+
 def undo_sysctl(entry: Entry, proc: Path = PROC) -> None:
     """Set back what an entry of the journal says, if the value is still ours. Raises CryprqError."""
     followers = entry.get("followers", {})

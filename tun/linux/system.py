@@ -24,6 +24,7 @@ from ..routing.address_pool import Occupied
 from ..routing.lan import Lan
 from ..settings import MARK, MTU, ExitNetworkSettings, TunnelSettings
 from ..system import (
+    Change,
     Device,
     ExitSide,
     LanChanged,
@@ -34,7 +35,7 @@ from ..system import (
     System,
     Undo,
 )
-from . import sysctl
+from . import dry_run, sysctl
 from .capture import LINUX_LEAK_TEST
 from .device import Tun
 from .exit_kernel import ExitKernel
@@ -56,6 +57,7 @@ class Linux(System):
     """Linux, in this thread's network namespace."""
 
     name = "Linux"
+    proved = True
     mark = MARK
     link_changes = staticmethod(netlink_changes)
     filter_changes = staticmethod(filter_changes)
@@ -129,6 +131,16 @@ class Linux(System):
 
     def exit_warnings(self, settings: ExitNetworkSettings) -> Sequence[str]:
         return exit_table.warnings(settings.device)
+
+    # --- dry run ---
+
+    async def client_changes(
+        self, settings: TunnelSettings, closed: FilterSettings, addressed: FilterSettings
+    ) -> Sequence[Change]:
+        return await dry_run.client_changes(settings, closed, addressed)
+
+    async def exit_changes(self, settings: ExitNetworkSettings) -> Sequence[Change]:
+        return await dry_run.exit_changes(settings)
 
     # --- undo, leak test ---
 

@@ -47,6 +47,10 @@ class ExitEndpoints:
         known = dict.fromkeys((*addresses, *self._known.get(name, ())))
         self._known[name] = tuple(known)[:MAX_ADDRESSES]
 
+    def known_of(self, host: str) -> tuple[str, ...]:
+        """The addresses of one host, as far as they are known."""
+        return self._known.get(host, ())
+
     def known(self) -> frozenset[ExitEndpoint]:
         """Each kept address of each name, with each port of the name."""
         return frozenset(

@@ -45,6 +45,18 @@ async def choose(
     resolv.conf, `state` the directory for its backup, `bus_address` another bus than the system's.
     """
     recovery.recover_or_empty(state, path)
+    return await find(record, leave=leave, path=path, state=state, bus_address=bus_address)
+
+
+async def find(
+    record: Record,
+    *,
+    leave: bool = False,
+    path: Path = RESOLV_CONF,
+    state: Path = STATE,
+    bus_address: str | None = None,
+) -> ResolverSetting:
+    """As `choose`, and changes nothing at all: what an earlier run has left stays."""
     found: ResolverSetting = ResolvConf(record, path, state)
     if points_to_resolved(path) and await resolved_bus.runs(bus_address):
         found = Resolved(record, bus_address=bus_address)

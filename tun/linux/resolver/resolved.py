@@ -18,7 +18,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dbus_fast import Message
 from dbus_fast.aio import MessageBus
@@ -184,28 +184,48 @@ class Resolved(ResolverSetting):
             self._restarted = True
 
     def _servers(self) -> list[tuple[int, bytes]]:
-        """As resolved takes and gives them: address family and address."""
-        families = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
-        servers = map(ipaddress.ip_address, self._addresses)
-        return [(families[server.version], server.packed) for server in servers]
+        return packed(self._addresses)
 
     async def _apply(self, bus: MessageBus, index: int) -> None:
-        for member in ("SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSSEC", "SetLinkDNSOverTLS"):
+        for wanted in calls(index, self._addresses):
             try:
-                await call(bus, member, "is", [index, "no"])
+                await call(bus, wanted.member, wanted.signature, wanted.body)
             except CallFailed as error:
-                # A resolved without this setting does not have the feature that it turns off.
-                if not error.is_unknown:
+                if not wanted.may_be_unknown or not error.is_unknown:
                     raise
-        await call(bus, "SetLinkDNS", "ia(iay)", [index, [list(server) for server in self._servers()]])
-        await call(bus, "SetLinkDomains", "ia(sb)", [index, [[".", True]]])
-        try:
-            await call(bus, "SetLinkDefaultRoute", "ib", [index, True])
-        except CallFailed as error:
-            # Before systemd 240, "~." means it too.
-            if not error.is_unknown:
-                raise
-        await call(bus, "FlushCaches", "", [])
+
+
+class Call(NamedTuple):
+    """One call of resolved's manager (org.freedesktop.resolve1(5))."""
+
+    member: str
+    signature: str
+    body: list[Any]
+    may_be_unknown: bool = False
+    """Some versions do not have it, and go without."""
+
+
+def packed(addresses: Sequence[str]) -> list[tuple[int, bytes]]:
+    """As resolved takes and gives them: address family and address."""
+    families = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+    return [(families[server.version], server.packed) for server in map(ipaddress.ip_address, addresses)]
+
+
+def calls(index: int, addresses: Sequence[str]) -> list[Call]:
+    """What lets the interface of this index resolve all names at `addresses`, in order."""
+    # A resolved without such a setting does not have the feature that it turns off.
+    off = [
+        Call(member, "is", [index, "no"], may_be_unknown=True)
+        for member in ("SetLinkLLMNR", "SetLinkMulticastDNS", "SetLinkDNSSEC", "SetLinkDNSOverTLS")
+    ]
+    return [
+        *off,
+        Call("SetLinkDNS", "ia(iay)", [index, [list(server) for server in packed(addresses)]]),
+        Call("SetLinkDomains", "ia(sb)", [index, [[".", True]]]),
+        # Before systemd 240, "~." means it too.
+        Call("SetLinkDefaultRoute", "ib", [index, True], may_be_unknown=True),
+        Call("FlushCaches", "", []),
+    ]
 
 
 def undo(entry: Mapping[str, Any], *, bus_address: str | None = None) -> None:

@@ -13,7 +13,7 @@ the filter drops what follows it (exit_table.py).
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
 from pyroute2 import NetlinkError
@@ -125,18 +125,16 @@ class PoolRoutes(Fact):
         return found
 
     def _wanted(self, state: KernelState) -> Iterator[PoolRoute]:
-        settings = self._settings
-        device = state.device(settings.device)
-        for pool, own in ((settings.pool4, settings.own4), (settings.pool6, settings.own6)):
-            if pool.version not in state.versions:
-                continue
-            yield PoolRoute(pool, str(own), None)
+        device = state.device(self._settings.device)
+        for route in unreachable_routes(self._settings, state.versions):
+            yield route
             addressed = any(
-                address.device == device and address.interface.ip == own for address in state.addresses
+                address.device == device and str(address.interface.ip) == route.source
+                for address in state.addresses
             )
             # Without device or address the kernel takes no such route, and makes it with them.
-            if device is not None and addressed and pool.version in self._versions:
-                yield PoolRoute(pool, str(own), device)
+            if device is not None and addressed and route.pool.version in self._versions:
+                yield route._replace(device=device)
 
     def _foreign(self, state: KernelState) -> Iterator[KernelRoute]:
         """Routes of other programs that win over the device's, for a pool that is carried."""
@@ -168,6 +166,12 @@ class PoolRoutes(Fact):
         for left in state.routes:
             if _is_ours(left) and left.prefix not in pools:
                 await _change(kernel, "del", _found_arguments(left))
+
+
+def unreachable_routes(settings: ExitNetworkSettings, versions: Collection[int]) -> list[PoolRoute]:
+    """Ours, in a kernel that has these IP versions."""
+    pools = ((settings.pool4, settings.own4), (settings.pool6, settings.own6))
+    return [PoolRoute(pool, str(own), None) for pool, own in pools if pool.version in versions]
 
 
 def _is_ours(route: KernelRoute) -> bool:

@@ -47,7 +47,7 @@ from ..sysctl import VALID_MARK
 from .foreign_rules import ForeignRules, Surroundings, decide_before_ours
 from .kernel_state import FAMILIES, KernelState, in_own_loop, look_at, open_kernel, refused
 from .route_rules import FIRST, LAST, TABLE, RoutingRule, wanted_rules
-from .table_routes import TableRoute, into, unreachable
+from .table_routes import TableRoute, wanted_routes
 
 KIND: Final = "routing"
 """The kind of our entry in the journal: one for all rules and routes, found by their numbers."""
@@ -175,11 +175,7 @@ class Routes(Routing):
         return ForeignRules(lambda: rules_in_front(self._settings, exits())), self.valid_mark
 
     def _wanted_routes(self, state: KernelState, version: int) -> list[TableRoute]:
-        device = state.device(self._settings.device)
-        wanted = [unreachable(version)]
-        if device is not None and version in self._versions:
-            wanted.append(into(device, version))
-        return wanted
+        return wanted_routes(version, state.device(self._settings.device), self._versions)
 
     def _compare(
         self, state: KernelState, lan: Lan

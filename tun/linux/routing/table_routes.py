@@ -8,7 +8,7 @@ the exit offers, and an unreachable one with the highest metric under it.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from socket import AF_INET, AF_INET6
 from typing import Any, Final, NamedTuple
 
@@ -98,6 +98,15 @@ def unreachable(version: int) -> TableRoute:
 def into(device: int, version: int) -> TableRoute:
     """The default route into the TUN device of this index."""
     return TableRoute(version, UNICAST, ((device, None),), _METRICS[version])
+
+
+def wanted_routes(version: int, device: int | None, versions: Collection[int]) -> list[TableRoute]:
+    """All that stands in our table of one family. `device`: the index of the TUN device, if it is there; `versions`:
+    the families that enter it."""
+    wanted = [unreachable(version)]
+    if device is not None and version in versions:
+        wanted.append(into(device, version))
+    return wanted
 
 
 def read_table_route(message: NetlinkMessage) -> TableRoute | None:
