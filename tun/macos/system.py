@@ -16,8 +16,8 @@ from ..journal import Record, Undoer
 from ..routing.address_pool import Occupied
 from ..routing.lan import Lan
 from ..settings import MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings, TunnelSettings
-from ..system import Device, ExitSide, LanChanged, Routing, System, Undo
-from . import exit_kernel, networks, pfctl, routing, sysctl
+from ..system import Device, ExitSide, LanChanged, ResolverSetting, Routing, System, Undo
+from . import exit_kernel, networks, pfctl, resolver, routing, sysctl
 from .capture import MACOS_LEAK_TEST
 from .device import OpenControl, Utun, open_control
 from .exit_kernel import MacExitKernel
@@ -61,6 +61,9 @@ class MacOS(System):
     ) -> Routing:
         return MacRoutes(settings, versions, record, lan_changed, self._run)
 
+    async def resolver(self, record: Record, *, leave: bool, state: Path) -> ResolverSetting:
+        return await resolver.choose(record, leave=leave, run=self._run)
+
     def forwarder_places(
         self, addresses: Sequence[IPv4Interface | IPv6Interface]
     ) -> tuple[Sequence[str], int]:
@@ -84,12 +87,16 @@ class MacOS(System):
             **pfctl.undoers(self._run),
             **routing.undoers(self._run),
             **sysctl.undoers(self._run),
+            **resolver.undoers(self._run),
         }
+        by_mark = [partial(self._flush, role)]
+        if role == "client":
+            by_mark.insert(0, partial(resolver.take_away_left, self._run))
         return Undo(
             undoers,
             filter=pfctl.KIND,
             routes=routing.KIND if role == "exit" else _TAKES_OVER_NONE,
-            by_mark=(partial(self._flush, role),),
+            by_mark=by_mark,
             stands=lambda: False,
             lost=self._lost if role == "exit" else lambda known: "",
             settings=sysctl.KIND,

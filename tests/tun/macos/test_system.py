@@ -27,13 +27,16 @@ def test_what_is_found_without_a_journal(tmp_path: Path) -> None:
 
     def run(command: Command) -> ProgramAnswer:
         asked.append(str(command))
+        if command.argv == ("scutil",):
+            return ProgramAnswer("  No such key\n")
         return ProgramAnswer("pass quick on lo0 all no state\n" if "rules" in command.argv else "")
 
     for role, anchor in pfctl.ANCHORS.items():
-        (step,) = MacOS(run).undo(role, tmp_path).by_mark
+        *others, step = MacOS(run).undo(role, tmp_path).by_mark
+        assert [other() for other in others] == ([""] if role == "client" else [])
         assert step() == f"the packet filter's anchor {anchor}"
         assert asked[-1] == f"pfctl -a {anchor} -F all"
-    assert MacOS(lambda command: ProgramAnswer("")).undo("client", tmp_path).by_mark[0]() == ""
+    assert MacOS(lambda command: ProgramAnswer("")).undo("client", tmp_path).by_mark[-1]() == ""
 
 
 def test_each_role_knows_which_changes_it_takes_over(tmp_path: Path) -> None:
@@ -42,4 +45,4 @@ def test_each_role_knows_which_changes_it_takes_over(tmp_path: Path) -> None:
     for role, kept in zip(ROLES, ("", "mac_route"), strict=True):
         how = system.undo(role, tmp_path)
         assert (how.filter, how.routes, how.settings) == ("pf", kept, "mac_sysctl")
-        assert set(how.undoers) >= {"pf", "mac_route", "mac_sysctl"}
+        assert set(how.undoers) >= {"pf", "mac_route", "mac_sysctl", "mac_resolver"}
