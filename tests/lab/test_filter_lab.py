@@ -652,7 +652,7 @@ def test_the_filter_outlives_the_process(paths: Paths) -> None:
 from dataclasses import replace
 from ipaddress import ip_address
 from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
-from tun.firewall.filter import Filter
+from tun.linux.firewall.filter import Filter
 settings = FilterSettings(tun={TUN!r}, mark={MARK}, exits=frozenset({{ExitEndpoint(ip_address({EXIT4!r}), 443)}}))
 filter = Filter.up(settings, lambda entry: None, ours=True)
 print("up", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
@@ -54,7 +55,7 @@ class MacOS(System):
         return Utun.open(_DEVICE, mtu=MTU, aliases=aliases, run=self._run, control=self._control)
 
     async def read_lan(self, own: str) -> Lan:
-        return networks.look(self._run).lan(own)
+        return (await asyncio.to_thread(networks.look, self._run)).lan(own)
 
     def routing(
         self, settings: TunnelSettings, versions: frozenset[int], record: Record, lan_changed: LanChanged
