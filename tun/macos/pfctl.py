@@ -20,7 +20,7 @@ from cryprq_proxy.base.paths import Role
 from cryprq_proxy.errors import CryprqError
 
 from ..journal import Entry, Record, Undoer, same_boot
-from ..system import FilterError
+from ..system import Count, FilterError
 from .programs import Command, ProgramAnswer, Run, ask, change, run
 
 ANCHORS: Final[Mapping[Role, str]] = {
@@ -123,6 +123,28 @@ def loaded_main(run: Run = run) -> PfRuleset:
     return PfRuleset(*(_lines(_ask(run, "-s", what)) for what in ("rules", "nat")))
 
 
+def counted(anchor: str, run: Run = run) -> dict[str, Count]:
+    """What the rules of each label in the anchor have seen since they were loaded."""
+    found: dict[str, Count] = {}
+    for line in _lines(_ask(run, "-a", anchor, "-s", "labels")):
+        # Label, evaluations, packets, bytes, and both once more for each direction.
+        match line.split():
+            case [label, _, packets, size, *_] if packets.isdecimal() and size.isdecimal():
+                before = found.get(label, Count(0, 0))
+                found[label] = Count(before.packets + int(packets), before.bytes + int(size))
+    return found
+
+
+def state_lines(run: Run = run) -> tuple[str, ...]:
+    """All states, a line each."""
+    return _lines(_ask(run, "-s", "states"))
+
+
+def load_main(path: str, run: Run = run) -> None:
+    """Load the main ruleset from a file of the system."""
+    _change(run, Command(("pfctl", "-f", path)))
+
+
 def flush(anchor: str, run: Run = run) -> None:
     """Take everything out of the anchor: rules, translations, tables. States and other anchors stay."""
     _change(run, Command(("pfctl", "-a", anchor, "-F", "all")))
@@ -138,16 +160,26 @@ def _lines(said: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in said.splitlines() if line.strip() and not NOISE.fullmatch(line))
 
 
+def _told_plainly(run: Run) -> Run:
+    """Without what pfctl of macOS complains about at each call."""
+
+    def told(command: Command) -> ProgramAnswer:
+        answer = run(command)
+        return answer._replace(err=NOISE.sub("", answer.err)) if answer.code else answer
+
+    return told
+
+
 def _ask(run: Run, *arguments: str) -> str:
     try:
-        return ask(run, "pfctl", *arguments)
+        return ask(_told_plainly(run), "pfctl", *arguments)
     except CryprqError as error:
         raise PfError(_sentence(error)) from None
 
 
 def _change(run: Run, command: Command) -> ProgramAnswer:
     try:
-        return change(run, command)
+        return change(_told_plainly(run), command)
     except CryprqError as error:
         raise PfError(_sentence(error)) from None
 

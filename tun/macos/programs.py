@@ -68,13 +68,13 @@ def asking(*argv: str, stdin: str = "") -> Command:
     return Command(argv, stdin, changes=False)
 
 
-def run(command: Command) -> ProgramAnswer:
-    """Run a program of this machine; blocks. Raises ProgramError."""
+def run(command: Command, paths: Mapping[str, str] | None = None) -> ProgramAnswer:
+    """Run a program of this machine, from `paths` in place of PATHS; blocks. Raises ProgramError."""
     name, *arguments = command.argv
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             done = subprocess.run(
-                [PATHS[name], *arguments],
+                [(paths or PATHS)[name], *arguments],
                 input=command.stdin.encode(),
                 stdout=out,
                 stderr=err,

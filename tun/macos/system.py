@@ -12,16 +12,23 @@ from typing import Final
 from cryprq_proxy.base.changes import NoChanges
 from cryprq_proxy.base.paths import Role
 from cryprq_proxy.base.route_socket import route_changes
+from cryprq_proxy.errors import ConfigError
 
+from ..firewall.filter_rules import FilterRules
+from ..firewall.filter_settings import FilterSettings
+from ..firewall.inbound import Inbound
 from ..journal import Record, Undoer
 from ..routing.address_pool import Occupied
 from ..routing.lan import Lan
 from ..settings import MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings, TunnelSettings
-from ..system import Device, ExitSide, LanChanged, ResolverSetting, Routing, System, Undo
+from ..system import Device, ExitSide, LanChanged, PacketFilter, ResolverSetting, Routing, System, Undo
 from . import exit_kernel, networks, pfctl, resolver, routing, sysctl
 from .capture import MACOS_LEAK_TEST
 from .device import OpenControl, Utun, open_control
 from .exit_kernel import MacExitKernel
+from .filter import PfFilter
+from .open_connections import observe
+from .pf_rules import NO_CGROUPS
 from .programs import Run, run
 from .routing import MacRoutes
 
@@ -70,6 +77,21 @@ class MacOS(System):
     ) -> tuple[Sequence[str], int]:
         versions = {interface.version for interface in addresses}
         return [str(alias.ip) for alias in _ALIASES if alias.version in versions], _PORT
+
+    def refuse(self, settings: TunnelSettings, rules: FilterRules) -> None:
+        if settings.exclude_cgroups:
+            raise ConfigError(NO_CGROUPS)
+
+    def read_inbound(self) -> Inbound:
+        return observe(self._run)
+
+    def packet_filter(
+        self, settings: FilterSettings, record: Record, *, ours: bool, keep_inbound: bool
+    ) -> PacketFilter:
+        return PfFilter.up(settings, record, ours=ours, keep_inbound=keep_inbound, run=self._run)
+
+    def filter_left(self, *, recorded: bool) -> bool:
+        return bool(pfctl.loaded(pfctl.ANCHORS["client"], self._run))
 
     # --- the exit ---
 
