@@ -92,7 +92,7 @@ from tests.mutants.run import load_all
 from tests.support.pages import ROOT, THREATS, table
 from tun import exit_network, journal
 from tun.device import device, offload, urgent
-from tun.dns import cache, framed, https, lan_server
+from tun.dns import cache, framed, https, lan_server, packet_server
 from tun.dns import server as dns_server
 from tun.firewall import inbound, own_page
 from tun.linux.firewall import lockdown
@@ -413,6 +413,9 @@ REACHED = {
     "DNS connections; questions open on one; idle": [
         "tun/dns/test_server.py::test_connections_are_bounded_and_the_most_silent_one_makes_room",
         "tun/dns/test_server.py::test_a_silent_connection_is_closed",
+    ],
+    "questions in packets to servers of the programs' own choice, that wait (macOS)": [
+        "tun/dns/test_packet_server.py::test_questions_in_packets_are_bounded"
     ],
     "DNS answers kept": ["tun/dns/test_cache.py::test_bytes_are_bounded_too"],
     "names in blocklists": ["tun/dns/test_blocklist.py::test_what_a_person_must_change"],
@@ -958,6 +961,9 @@ NUMBERS: dict[str, list[float]] = {
         dns_server.MAX_CONNECTIONS,
         dns_server.MAX_PIPELINED,
         dns_server.IDLE_SECONDS,
+    ],
+    "questions in packets to servers of the programs' own choice, that wait (macOS)": [
+        packet_server.MAX_OPEN
     ],
     "failed DNS questions remembered": [cache.MAX_FAILURES],
     "questions on a connection to a server, to a server of the LAN; connections of DNS over HTTPS": [

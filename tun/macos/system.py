@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryprq_proxy.base.changes import NoChanges
 from cryprq_proxy.base.paths import Role
 from cryprq_proxy.base.route_socket import route_changes
 from cryprq_proxy.errors import ConfigError
 
+from ..device.device import OnPacket
 from ..firewall.filter_rules import FilterRules
 from ..firewall.filter_settings import FilterSettings
 from ..firewall.inbound import Inbound
@@ -31,6 +32,9 @@ from .open_connections import observe
 from .pf_rules import NO_CGROUPS
 from .programs import Run, run
 from .routing import MacRoutes
+
+if TYPE_CHECKING:
+    from ..dns.forwarder import Forwarder
 
 _DEVICE: Final = "utun"
 """The next free one."""
@@ -92,6 +96,12 @@ class MacOS(System):
 
     def filter_left(self, *, recorded: bool) -> bool:
         return bool(pfctl.loaded(pfctl.ANCHORS["client"], self._run))
+
+    def on_packet(self, forwarder: Forwarder, device: Device, then: OnPacket) -> OnPacket:
+        # Loaded late: an exit needs none of it.
+        from ..dns.packet_server import PacketDnsServer
+
+        return PacketDnsServer(forwarder, device, then).packet
 
     # --- the exit ---
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from ipaddress import ip_interface
 from pathlib import Path
+from typing import cast
 
 from cryprq_proxy.base.paths import ROLES
+from tun.device.offload import COMPLETE
+from tun.dns.forwarder import Forwarder
+from tun.dns.packet_server import PacketDnsServer
 from tun.macos import pfctl
 from tun.macos.programs import Command, ProgramAnswer
 from tun.macos.system import MacOS
+from tun.system import Device
 
 
 def nothing(command: Command) -> ProgramAnswer:
@@ -46,3 +51,14 @@ def test_each_role_knows_which_changes_it_takes_over(tmp_path: Path) -> None:
         how = system.undo(role, tmp_path)
         assert (how.filter, how.routes, how.settings) == ("pf", kept, "mac_sysctl")
         assert set(how.undoers) >= {"pf", "mac_route", "mac_sysctl", "mac_resolver"}
+
+
+def test_questions_to_other_servers_are_taken_out_of_the_packets() -> None:
+    passed: list[int] = []
+    device, forwarder = cast(Device, object()), cast(Forwarder, object())
+    on_packet = MacOS(nothing).on_packet(
+        forwarder, device, lambda buffer, start, end, shape: passed.append(end)
+    )
+    on_packet(memoryview(bytes(40)), 0, 40, COMPLETE)
+    assert passed == [40]
+    assert isinstance(getattr(on_packet, "__self__", None), PacketDnsServer)
