@@ -21,12 +21,13 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check unit test coverage mutants lint format bench wanbench tunnelbench fuzz docs deb installs man requirements clean
+.PHONY: test-macos macos-unit macos-proxy macos-tunnel macos-fakes
 .PHONY: test-packages lab-packages bench-packages
 .SUFFIXES:
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 venv: $(VENV)/.dev ## the environment with all tools, in .venv
 
@@ -46,6 +47,30 @@ coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below i
 
 test: $(VENV)/.dev test-packages ## all tests
 	$(BIN)/python -m pytest -q -rs -n 4 --dist worksteal $(ARGS)
+
+# Tests of what Linux alone has.
+NOT_ON_A_MAC := --ignore=tests/tun/linux --ignore=tests/lab --ignore=tests/bench
+ifeq ($(shell uname -s),Darwin)
+MACOS_PARTS := macos-unit macos-proxy macos-tunnel
+else
+MACOS_PARTS := macos-fakes
+endif
+
+test-macos: $(MACOS_PARTS) ## on a Mac, what only a Mac can prove (asks for sudo); elsewhere, what stands for one
+
+macos-unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" $(NOT_ON_A_MAC) $(ARGS)
+
+macos-proxy: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -rs tests/e2e/test_curl.py tests/e2e/test_http_requests.py \
+		tests/e2e/test_udp_associate.py tests/e2e/test_carrier_loss.py $(ARGS)
+
+macos-tunnel: $(VENV)/.dev
+	sudo $(BIN)/python -m pytest -q -rs -p no:cacheprovider tests/macos $(ARGS)
+
+macos-fakes: $(VENV)/.dev
+	@echo "this is no Mac: a process without what only Linux has, and programs that stand for those of macOS, are tested"
+	$(BIN)/python -m pytest -q -n logical tests/tun/macos tests/e2e/test_macos.py $(ARGS)
 
 mutants: $(VENV)/.dev ## small faults, each of which the unit tests of its module must find
 	$(BIN)/python -m tests.mutants.run $(ARGS)
