@@ -207,15 +207,15 @@ def _addresses(settings: ExitNetworkSettings, *, ipv6: bool) -> Iterator[IPv4Int
 
 
 async def read_occupied(own: str, run: Run = run) -> Occupied:
-    """What addresses are in use on and around this machine, but for the device `own` and routes that refuse, as an
-    earlier exit's do. Raises CryprqError."""
+    """What addresses are in use on and around this machine, but for the device `own`, what the kernel makes of its
+    addresses, and routes that refuse, as an earlier exit's do. Raises CryprqError."""
     state = await asyncio.to_thread(networks.look, run)
     return Occupied(
         networks.networks_of(state.interfaces, own),
         tuple(
             route.prefix
             for route in state.routes
-            if route.interface != own and not route.scoped and "R" not in route.flags
+            if route.interface != own and not (route.scoped or route.cloned or "R" in route.flags)
         ),
     )
 

@@ -21,7 +21,8 @@ from cryprq_proxy.errors import CryprqError
 
 from ..journal import Record
 from ..reconciler import Fact
-from ..settings import ExitNetworkSettings
+from ..routing.lan import Network
+from ..settings import POOLS4, POOLS6, ExitNetworkSettings
 from . import networks
 from .networks import MacRoute, MacState
 from .programs import Run, run
@@ -109,6 +110,17 @@ class MacPoolRoutes(Fact):
                 left = WantedRoute(half, self._settings.device)
                 if _stands(left, state):
                     remove(left, self._run)
+
+
+def delete_left(run: Run = run) -> str:
+    """Delete routes that refuse a pool which an exit takes by itself, though no journal names them; returns what that
+    was, in words. Blocks. Raises CryprqError."""
+    state = networks.look(run)
+    pools: tuple[Network, ...] = (*POOLS4, *POOLS6)
+    left = [route for route in map(WantedRoute, pools) if _stands(route, state)]
+    for route in left:
+        remove(route, run)
+    return "routes to clients" if left else ""
 
 
 def _stands(route: WantedRoute, state: MacState) -> bool:

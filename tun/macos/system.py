@@ -23,7 +23,7 @@ from ..routing.address_pool import Occupied
 from ..routing.lan import Lan
 from ..settings import MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings, TunnelSettings
 from ..system import Device, ExitSide, LanChanged, PacketFilter, ResolverSetting, Routing, System, Undo
-from . import exit_kernel, networks, pfctl, resolver, routing, sysctl
+from . import exit_kernel, exit_routes, networks, pfctl, resolver, routing, sysctl
 from .capture import MACOS_LEAK_TEST
 from .device import OpenControl, Utun, open_control
 from .exit_kernel import MacExitKernel
@@ -125,6 +125,8 @@ class MacOS(System):
         by_mark = [partial(self._flush, role)]
         if role == "client":
             by_mark.insert(0, partial(resolver.take_away_left, self._run))
+        else:
+            by_mark.append(partial(exit_routes.delete_left, self._run))
         return Undo(
             undoers,
             filter=pfctl.KIND,
