@@ -23,6 +23,7 @@ from ..errors import CryprqError, StreamReason, words_of
 from ..process.control import query, query_status
 from ..service.system_names import try_names
 from ..status import AskedExit, ClientStatus, DnsStatus, ExitReport, TriedTarget
+from . import on_macos
 from .checks import CheckVerdict, Context, fail, ok, skip, warn
 
 CLOCK_SECONDS: Final = 30.0
@@ -85,7 +86,7 @@ def judge_clock(told: AskedExit, where: str) -> CheckVerdict:
     ahead, far = ("ahead of" if off > 0 else "behind"), duration(abs(off))
     if theirs and not ours:
         text = f"this clock is {far} {'behind' if off > 0 else 'ahead of'} the exit's, which is kept in step"
-        remedy = f"set this one: {SET_CLOCK}"
+        remedy = f"set this one: {on_macos.SET_CLOCK if on_macos.here() else SET_CLOCK}"
     elif ours and not theirs:
         text = f"the exit's clock is {far} {ahead} this one, which is kept in step"
         remedy = f"set that one, {where}: {SET_CLOCK}"

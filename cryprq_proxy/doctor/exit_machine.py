@@ -31,6 +31,7 @@ from ..outbound.resolving.host_configuration import described, read_configuratio
 from ..outbound.resolving.resolver import SystemResolver
 from ..session.turns import TurnBudget
 from ..status import ExitReport
+from . import on_macos
 from .beyond import CLOCK_SECONDS, SET_CLOCK, WRONG_SECONDS, judge_names, judge_routes, judge_target
 from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
 from .packet_filter import Culprit, Fate, FirstPacket, culprit
@@ -41,6 +42,9 @@ NFT_SECONDS: Final = 10.0
 EXIT_DEVICE: Final = "cryprq-exit0"
 """Where what clients in system-wide mode send comes in."""
 _HERE: Final = "this machine"
+_MORE_FILES: Final = (
+    "LimitNOFILE=262144 in its unit (systemctl edit), or ulimit -n 262144 before it starts; then restart it"
+)
 
 
 async def routes(context: Context) -> CheckVerdict:
@@ -105,7 +109,8 @@ async def clocks(context: Context) -> CheckVerdict:
     text += f"{'that' if len(told) == 1 else 'those'} of {clients}"
     if clock_is_kept():
         return warn(f"{text}, and is kept in step", f"set the clock of the client: {SET_CLOCK}")
-    remedy = f"compare `date -u` with a clock, and set it: {SET_CLOCK}, or date -s"
+    how = on_macos.SET_CLOCK if on_macos.here() else f"{SET_CLOCK}, or date -s"
+    remedy = f"compare `date -u` with a clock, and set it: {how}"
     return fail(text, remedy) if abs(off) > WRONG_SECONDS else warn(text, remedy)
 
 
@@ -124,7 +129,7 @@ async def descriptors(context: Context) -> CheckVerdict:
     if most < FEW_DESCRIPTORS:
         return warn(
             f"{who} may open {most} files and connections only, about half of them to targets",
-            "LimitNOFILE=262144 in its unit (systemctl edit), or ulimit -n 262144 before it starts; then restart it",
+            on_macos.MORE_FILES if on_macos.here() else _MORE_FILES,
         )
     return ok(f"{who} may open {most} files and connections")
 
@@ -146,6 +151,8 @@ async def buffers(context: Context) -> CheckVerdict:
     """What the kernel keeps for the sockets of the lane."""
     if not context.exit_config.lane.enabled:
         return skip("the datagram lane is off (lane.enabled)")
+    if on_macos.here():
+        return await on_macos.buffers(SOCKET_BUFFER)
     if _has_rights(context):
         return ok("the lane's sockets may have as large buffers as they ask for, as those of root")
     small = {}
@@ -182,6 +189,8 @@ def _has_rights(context: Context) -> bool:
 
 async def firewall(context: Context) -> CheckVerdict:
     """Whether rules of nftables keep clients out, or what clients in system-wide mode send in."""
+    if on_macos.here():
+        return skip(on_macos.NO_FILTER)
     if context.euid:
         return skip(
             f"only root sees the rules of the packet filter: {to_run_as_root('doctor --exit')} looks at them"

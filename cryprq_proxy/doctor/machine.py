@@ -29,7 +29,8 @@ from ..config.tun import STATE
 from ..errors import ConfigError, reason_of
 from ..rules.engine import load_rules
 from ..rules.pac.script import PAC_TYPE
-from .checks import CheckVerdict, Context, fail, ok, output_of, skip, warn
+from . import on_macos
+from .checks import CheckState, CheckVerdict, Context, fail, ok, output_of, skip, warn
 from .direct_names import refused_names
 
 SECONDS: Final = 3.0
@@ -88,9 +89,13 @@ def bindable(addresses: list[Destination]) -> CheckVerdict:
         except OSError as error:
             return fail(
                 f"{address} cannot be listened on: {reason_of(error)}",
-                f"find who has it (ss -ltnp 'sport = :{address.port}'), or choose another `listen`",
+                f"find who has it ({_who_listens(address.port)}), or choose another `listen`",
             )
     return ok(f"{', '.join(map(str, addresses))} {'is' if len(addresses) == 1 else 'are'} free to listen on")
+
+
+def _who_listens(port: int) -> str:
+    return on_macos.who_listens(port) if on_macos.here() else f"ss -ltnp 'sport = :{port}'"
 
 
 async def _accepts(address: Destination) -> bool:
@@ -184,7 +189,9 @@ _SESSION: Final = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_CURRENT_DESKTOP")
 
 
 async def desktop(context: Context) -> CheckVerdict:
-    """GNOME's settings, used by most browsers on Linux."""
+    """The system's settings, used by most browsers: on Linux, GNOME's."""
+    if on_macos.here():
+        return await _of_macos(context)
     if not any(context.environment.get(name) for name in _SESSION):
         return skip("there is no desktop here whose settings browsers would follow")
     if _is_tun(context):
@@ -217,6 +224,17 @@ async def desktop(context: Context) -> CheckVerdict:
     return ok(f"the desktop uses this proxy, {ours}")
 
 
+async def _of_macos(context: Context) -> CheckVerdict:
+    if _is_tun(context):
+        return skip("system-wide mode carries what browsers send, with and without a proxy")
+    config = context.client_config
+    ours, admin = reachable(config.listen), config.admin
+    verdict = await on_macos.browsers(ours, None if admin is None else reachable(admin), _same)
+    if verdict.state is CheckState.OK and not await _accepts(ours):
+        return fail(f"{verdict.text}, but nothing answers there", "start cryprq-proxy")
+    return verdict
+
+
 def _gsetting(program: str, schema: str, key: str) -> str | None:
     found = output_of(program, "get", schema, key, seconds=SECONDS)
     return None if found is None else found.strip().strip("'")
@@ -230,6 +248,8 @@ async def tun(context: Context) -> CheckVerdict:
     one is no fault."""
     if troubles := _troubles(context):
         return warn("; ".join(troubles), "tell that other program to leave it alone, or stop it")
+    if on_macos.here():
+        return await on_macos.tun(context)
     config = context.config
     asked = config.tun.enabled
     lacks = []
