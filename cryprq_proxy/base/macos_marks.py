@@ -20,7 +20,7 @@ from .paths import Role
 RESOLVER_KEY: Final = "State:/Network/Service/cryprq-proxy/DNS"
 """Our setting of the resolver."""
 ANCHORS: Final[dict[Role, str]] = {"client": "com.apple/cryprq-proxy", "exit": "com.apple/cryprq-proxy-exit"}
-"""Our anchors of the packet filter, in those that the system's own rules call."""
+"""Role -> the anchor of the packet filter with all of its rules, one of those that the system's own rules call."""
 NO_KEY: Final = "No such key"
 """What scutil says of a key that is not there."""
 

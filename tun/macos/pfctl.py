@@ -13,9 +13,10 @@ All functions block for some milliseconds and raise PfError. Not yet run on a Ma
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from typing import Final, NamedTuple
 
+from cryprq_proxy.base import macos_marks
 from cryprq_proxy.base.paths import Role
 from cryprq_proxy.errors import CryprqError
 
@@ -23,11 +24,7 @@ from ..journal import Entry, Record, Undoer, same_boot
 from ..system import Count, FilterError
 from .programs import Command, ProgramAnswer, Run, ask, change, run
 
-ANCHORS: Final[Mapping[Role, str]] = {
-    "client": "com.apple/cryprq-proxy",
-    "exit": "com.apple/cryprq-proxy-exit",
-}
-"""Role -> the anchor with all of its rules."""
+ANCHORS: Final = macos_marks.ANCHORS
 KIND: Final = "pf"
 """The kind of our entries in the journal: one for tokens and anchors, since where rules may stay, pf must too."""
 _TOKEN: Final = re.compile(r"^Token : ([0-9]{1,20})\s*$", re.MULTILINE)

@@ -152,7 +152,7 @@ async def test_what_is_known_is_answered_at_once() -> None:
         udp(query(), port=54),
         udp(query(), port=53, version=6)[:-1],
         udp(query(), port=54, version=6),
-        udp(query(), port=53, flags=0x20),  # a first fragment
+        udp(query() + bytes(3), port=53, flags=0x20),  # a first fragment
         udp(query(), port=53, protocol=136),
         tcp(query()),
         with_options(tcp(query())),
