@@ -168,8 +168,6 @@ def _route(rule: PfRule, reader: PfReader) -> PfRule:
     interface, gateway = reader.word(), reader.word()
     reader.take(")")
     _network(gateway)
-    if rule.direction != ("out" if kind == "route-to" else "in") and kind == "reply-to":
-        raise PfSyntaxError("reply-to is for what comes in")
     if not rule.direction:
         raise PfSyntaxError(f"{kind} without a direction")
     return replace(rule, route=kind, route_interface=interface, route_gateway=gateway)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+import pytest
 
 from tests.support.canary_packets import packet
 from tests.support.far_side import FarSide, answer
-from tests.support.mac_stage import IPV4, IPV6, changed, rules
+from tests.support.mac_stage import ANCHOR, IPV4, IPV6, Family, changed, rules
+from tests.support.macos.pf_model import Judgement, PfPacket, judge, with_anchor
+from tests.support.macos.state import Pf
 from tun.device.packets import ICMP, ICMP6, TCP, UDP, checksum
+from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
+from tun.macos import pfctl
+from tun.macos.exit_rules import ExitView, Outward
+from tun.macos.exit_rules import text as exit_text
+from tun.macos.networks import Address
+from tun.macos.pf_rules import anchor_rules
+from tun.settings import ExitNetworkSettings
 
 POOLS = {"inet": "198.18.0.0/16", "inet6": "fd63:7279:7071::/64"}
 OWN = {"inet": "198.18.0.1", "inet6": "fd63:7279:7071::1"}
@@ -83,6 +96,71 @@ def test_the_rules_that_let_one_kernel_be_both_ends() -> None:
         "pass out quick on utun6 reply-to (utun5 fd63:7279:7071::1) inet6 from any to 2001:db8:78::/48 "
         "flags any keep state",
     ]
+
+
+CLIENT4, CLIENT6 = IPv4Address("198.18.3.4"), IPv6Address("fd63:7279:7071::34")
+HOME = "192.168.1.20"
+
+
+def all_anchors() -> Pf:
+    """pf as it is while the test on a Mac runs: the rules of client, exit and test, on utun4, utun5 and utun6."""
+    own = (*map(ip_address, (IPV4.far, IPV6.far, HOME)), CLIENT4, CLIENT6)
+    outward = (
+        ("en0", HOME),
+        ("utun6", IPV4.far),
+        ("utun6", IPV6.far),
+        ("utun4", CLIENT4),
+        ("utun4", CLIENT6),
+    )
+    view = ExitView(tuple(Outward(name, ip_address(str(each))) for name, each in outward), own)
+    settings = ExitNetworkSettings(
+        device="utun5",
+        offload=False,
+        pool4=IPv4Network(POOLS["inet"]),
+        pool6=IPv6Network(POOLS["inet6"]),
+        isolate=True,
+        state=Path("/nowhere"),
+    )
+    client = FilterSettings(
+        tun="utun4",
+        mark=1,
+        exits=frozenset({ExitEndpoint(IPv4Address("127.0.0.1"), 4433)}),
+        tunnel4=CLIENT4,
+        tunnel6=CLIENT6,
+        included=frozenset(map(ip_network, (IPV4.included, IPV6.included))),
+        uplinks=frozenset({"en0"}),
+    )
+    texts = {
+        ANCHOR: rules([IPV4, IPV6], client="utun4", exit="utun5", far="utun6", pools=POOLS, own=OWN),
+        pfctl.ANCHORS["client"]: anchor_rules(client),
+        pfctl.ANCHORS["exit"]: exit_text(settings, view, ipv6=True),
+    }
+    anchors = {path: with_anchor(path, text).anchors[path] for path, text in texts.items()}
+    pf = with_anchor(ANCHOR, texts[ANCHOR])
+    return replace(pf, anchors=dict(sorted(anchors.items())))
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6], ids=["IPv4", "IPv6"])
+def test_packets_find_their_path_through_the_rules_of_both_ends(family: Family) -> None:
+    pf = all_anchors()
+    source, target = CLIENT4 if family is IPV4 else CLIENT6, ip_address(family.targets[0])
+    behind, far = ip_address(family.behind(family.targets[0])), ip_address(family.far)
+
+    def judged(way: str, interface: str, source: Address, destination: Address) -> Judgement:
+        return judge(pf, PfPacket(way, interface, source, destination, "udp", 4000, 443))
+
+    assert judged("out", "utun4", source, target).passes
+    into_exit = judged("in", "utun5", source, target)
+    assert into_exit.passes and into_exit.keeps
+    assert into_exit.packet is not None and into_exit.packet.destination == behind
+    on = judged("out", "utun6", source, behind)
+    assert on.passes and on.keeps and on.reply_to == ("utun5", OWN[family.name])
+    assert on.packet is not None and on.packet.source == far
+    assert judged("in", "utun4", target, source).passes
+    # With the client killed, what it had in its tunnel is led to the uplink by the routes, and does not leave.
+    home = ip_address(HOME) if family is IPV4 else ip_address("2001:db8:1::20")
+    assert not judged("out", "en0", home, target).passes
+    assert judged("out", "en0", home, ip_address("93.184.20.10" if family is IPV4 else "2606::1")).passes
 
 
 def test_what_has_changed() -> None:
