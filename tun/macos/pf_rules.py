@@ -280,6 +280,9 @@ class _Writer:
                 yield f"pass out {hosts} no state allow-opts tag {_TAGS[rule.verdict]}"
             asks = f"pass out {_TCP_UDP} from any to any port {{ {', '.join(map(str, DNS_PORTS))} }}"
             yield f"{asks} tagged {_TAGS[Verdict.DIRECT]} no state tag {_TAGS[Verdict.TUNNEL]}"
+            for kind, ports in (("inet", (68, 67)), ("inet6", (546, 547))):
+                dhcp = f"pass out {kind} proto udp from any port {ports[0]} to any port {ports[1]}"
+                yield f"{dhcp} no state tag {_TAGS[Verdict.TUNNEL]}"
         if settings.excluded_uids:
             yield f"pass out {_TCP_UDP} all user {self._users} no state tag {_USER}"
         if rules:

@@ -94,7 +94,7 @@ def main(argv: Sequence[str], stdin: str, mac: FakeMac) -> Answer:
 
 def _full(name: str, options: Sequence[str]) -> str:
     """A modifier, which may be shortened."""
-    found = [each for each in options if each.lower().startswith(name.lower())]
+    found = [each for each in options if each.startswith(name)]
     if len(found) != 1 and name not in found:
         raise PfctlError(USAGE.rstrip())
     return name if name in found else found[0]

@@ -1,0 +1,105 @@
+"""What is open for a time is closed by a process of its own, whoever lives."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.macos.machine import FakeMac
+from tun.macos import programs
+from tun.macos.closing import Closing, Stage, close_in_time, main
+from tun.macos.pfctl import ANCHORS, PfError
+from tun.macos.programs import PATHS, Command, ProgramAnswer, ProgramError
+
+ANCHOR = ANCHORS["client"]
+OPEN = 'pass out quick all no state label "open-1"\n'
+NARROW = 'pass out quick proto udp from any to any port 53 no state label "open-1"\n'
+SHUT = "block return out quick all\n"
+
+
+class Anchor:
+    """pfctl with one anchor."""
+
+    def __init__(self, rules: str) -> None:
+        self.rules = rules
+        self.loaded: list[str] = []
+        self.failures = 0
+
+    def __call__(self, command: Command) -> ProgramAnswer:
+        if self.failures:
+            self.failures -= 1
+            raise ProgramError("pfctl does not end")
+        if command.argv == ("pfctl", "-a", ANCHOR, "-s", "rules"):
+            return ProgramAnswer(self.rules)
+        assert command.argv == ("pfctl", "-a", ANCHOR, "-f", "-")
+        self.rules = command.stdin
+        self.loaded.append(command.stdin)
+        return ProgramAnswer("")
+
+
+def given(*texts: str) -> dict[str, Any]:
+    return {"anchor": ANCHOR, "mark": "open-1", "stages": [[0.0, text] for text in texts]}
+
+
+def test_each_end_has_its_text() -> None:
+    anchor = Anchor(OPEN)
+    close_in_time(given(NARROW, SHUT), anchor)
+    assert anchor.loaded == [NARROW, SHUT]
+
+
+@pytest.mark.parametrize(
+    "rules", ["", SHUT, OPEN.replace("open-1", "open-2"), OPEN.replace("open-1", "open-11")]
+)
+def test_what_was_closed_or_changed_meanwhile_stays(rules: str) -> None:
+    anchor = Anchor(rules)
+    close_in_time(given(SHUT), anchor)
+    assert not anchor.loaded
+
+
+def test_a_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    anchor = Anchor(OPEN)
+    anchor.failures = 2
+    close_in_time(given(SHUT), anchor)
+    assert anchor.loaded == [SHUT] and waits == [0, 1, 2]
+
+
+def test_nothing_is_waited_for_before_all_is_known() -> None:
+    said = io.StringIO()
+    main(io.StringIO(json.dumps(given() | {"pfctl": "/nowhere"})), said)
+    assert said.getvalue() == "ready\n"
+
+
+@pytest.mark.process
+def test_a_process_closes_by_the_program_that_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = FakeMac(tmp_path / "mac")
+    root = mac.install()
+    monkeypatch.setattr(programs, "PATHS", {name: f"{root}{path}" for name, path in PATHS.items()})
+    mac.answer(["/sbin/pfctl", "-a", ANCHOR, "-f", "-"], OPEN)
+    closing = Closing.start(ANCHOR, "open-1", [Stage(time.monotonic(), SHUT)])
+    closing._process.wait(60)
+    assert mac.read().pf.anchors[ANCHOR].rules == "block return out quick all\n"
+    closing.stop()
+
+
+@pytest.mark.process
+def test_one_that_is_stopped_closes_nothing(tmp_path: Path) -> None:
+    closing = Closing.start(ANCHOR, "open-1", [Stage(time.monotonic() + 3600, SHUT)])
+    assert closing._process.poll() is None
+    closing.stop()
+    assert closing._process.poll() is not None
+
+
+@pytest.mark.process
+def test_a_process_that_does_not_start_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tun.macos.closing.sys.executable", "/bin/false")
+    with pytest.raises(PfError, match="nothing was opened"):
+        Closing.start(ANCHOR, "open-1", [Stage(0, SHUT)])
