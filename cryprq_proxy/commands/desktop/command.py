@@ -92,41 +92,42 @@ def env(shell: Shell | None, unset: bool, http_only: bool, with_password: bool, 
 @click.option("--pac", "by_pac", is_flag=True, help="Set the PAC file, not the proxy itself.")
 @config_option
 def system_proxy(switch: str, by_pac: bool, config: Path | None) -> None:
-    """Make this the proxy of the GNOME desktop, or restore what was set before.
+    """Make this the proxy of the GNOME desktop or of macOS, or restore what was set before.
 
     With --pac, what is direct does not pass the proxy; but a browser that starts while the client does not run goes
     past the proxy altogether.
     """
     from ...base.program import to_run
-    from . import gsettings as desktop
+    from . import kept
+    from .choose import desktop_settings
 
-    file = desktop.state_file()
+    file = kept.state_file()
     if switch == "off":
-        left = desktop.turn_off(file)
+        left = kept.turn_off(desktop_settings, file)
         if left is None:
             click.echo("nothing to restore: the desktop's proxy settings were not changed by this program")
         else:
             click.echo("the desktop's proxy settings are as they were before")
         for name in left or ():
-            click.echo(f"not touched, since it was changed meanwhile: {name}")
+            click.echo(one_line(f"not touched, since it was changed meanwhile: {name}"))
         return
     from ...address import reachable
     from ..running import find, listens
 
     about = find("client", config)
     place = listens(about)
-    if not by_pac:
-        proxy = reachable(place.proxy)
-        desktop.turn_on(desktop.manual(proxy), file)
-        now = str(proxy)
-    elif place.admin is None:
+    if by_pac and place.admin is None:
         raise ConfigError(
             'the PAC file is served at the address admin, which is "off": set one, or leave out --pac'
         )
-    else:
+    settings = desktop_settings()
+    if by_pac and place.admin is not None:
         url = f"http://{reachable(place.admin)}/proxy.pac"
-        desktop.turn_on(desktop.automatic(url), file)
-        now = f"by {url}"
+        wanted, now = settings.automatic(url), f"by {url}"
+    else:
+        proxy = reachable(place.proxy)
+        wanted, now = settings.manual(proxy), str(proxy)
+    kept.turn_on(lambda: settings, wanted, file)
     click.echo(f"the desktop's proxy is {now}; `{to_run('system-proxy off')}` restores what was set before")
     if about.socket is None:
         _say_source(about)

@@ -1,10 +1,4 @@
-"""The proxy of the desktop: GNOME's settings, used by Chromium, Firefox and all GLib programs.
-
-    on    keep the present settings in a file, then set this proxy
-    off   restore the kept settings
-
-`off` does not change a key that another program has changed meanwhile. So nothing is lost if `on` is called twice or is
-killed, or if a person sets another proxy.
+"""GNOME's proxy settings, used by Chromium, Firefox and all GLib programs; see kept.py.
 
 There are two modes. "manual" names the proxy for every protocol: nothing passes without the proxy, which applies the
 rules. "auto" names the PAC file: direct connections do not pass the proxy. But a browser that cannot load the file,
@@ -19,40 +13,18 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-import msgspec
-
 from ...address import Destination
-from ...base.files import SharedFile
 from ...base.log import one_line
-from ...base.paths import read_text, state_dir
 from ...base.program import to_run
-from ...errors import ConfigError, CryprqError, reason_of
+from ...errors import CryprqError, reason_of
 
 SCHEMA: Final = "org.gnome.system.proxy"
 MODE: Final = f"{SCHEMA} mode"
 TIMEOUT: Final = 20.0
 """Seconds for one call of gsettings; it asks a daemon over the session's bus."""
-
-type Settings = Mapping[str, str]
-"""GNOME's values, as gsettings writes them, by "SCHEMA KEY"."""
-
-
-class Kept(msgspec.Struct):
-    """The content of the state file."""
-
-    before: dict[str, str | None]
-    """The earlier values; None for the desktop's default."""
-    applied: dict[str, str]
-    """The values that replaced them."""
-
-
-def state_file() -> Path:
-    """Raises ConfigError without a home."""
-    return state_dir() / "system-proxy.json"
 
 
 def manual(proxy: Destination) -> dict[str, str]:
@@ -80,66 +52,8 @@ def _text(value: str) -> str:
     return f"'{value}'"
 
 
-def turn_on(wanted: Settings, file: Path) -> None:
-    """Set `wanted` and keep the earlier values in `file`. Raises ConfigError, CryprqError."""
-    gsettings = _Gsettings()
-    state = SharedFile(file, "the record of the old proxy settings")
-    with state.locked():
-        current, own = gsettings.read(), gsettings.defaults()
-        if lacking := wanted.keys() - current.keys():
-            raise CryprqError(f"this desktop's settings have no {min(lacking)}, so its proxy cannot be set")
-        kept = _load(file) or Kept({}, {})
-        for name in wanted:
-            if name not in kept.applied or current[name] != kept.applied[name]:
-                kept.before[name] = None if current[name] == own.get(name) else current[name]
-        kept.applied.update(wanted)
-        # First the record, then the settings: all changed values are kept, also after a kill in between.
-        state.replace(msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
-        gsettings.write(wanted)
-
-
-def turn_off(file: Path) -> list[str] | None:
-    """Restore the earlier values. Returns the keys that others have changed since, which stay as they are.
-
-    None if there is nothing to restore. Raises ConfigError, CryprqError.
-    """
-    if not file.exists():
-        return None
-    gsettings = _Gsettings()
-    with SharedFile(file, "the record of the old proxy settings").locked():
-        kept = _load(file)
-        if kept is None:
-            return None
-        current, own = gsettings.read(), gsettings.defaults()
-        ours = [name for name, value in kept.applied.items() if current.get(name) == value]
-        # The mode first: no program may see half of another proxy.
-        gsettings.write({name: kept.before[name] for name in sorted(ours, key=lambda name: name != MODE)})
-        file.unlink()
-    wanted = {name: own.get(name) if value is None else value for name, value in kept.before.items()}
-    return sorted(name for name in wanted.keys() - set(ours) if current.get(name) != wanted[name])
-
-
-def _load(file: Path) -> Kept | None:
-    """Read the record of `turn_on`. Raises ConfigError for an invalid one."""
-    if not file.exists():
-        return None
-    text, _ = read_text(file, "the record of the old proxy settings")
-    try:
-        kept = msgspec.json.decode(text.encode(), type=Kept)
-        good = kept.before.keys() == kept.applied.keys() and all(
-            name.startswith(SCHEMA) and name.count(" ") == 1 for name in kept.before
-        )
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        good = False
-    if not good:
-        raise ConfigError(
-            f"{file} is not what this program wrote there: delete it, and set the proxy in the desktop's settings"
-        )
-    return kept
-
-
-class _Gsettings:
-    """The program `gsettings`. Raises CryprqError."""
+class Gsettings:
+    """The program `gsettings`; settings have the names "SCHEMA KEY" and its values. Raises CryprqError."""
 
     def __init__(self) -> None:
         program = shutil.which("gsettings")
@@ -149,6 +63,18 @@ class _Gsettings:
                 f" elsewhere set the proxy in the desktop's settings, or use `{to_run('env')}`"
             )
         self._program = program
+
+    def manual(self, proxy: Destination) -> dict[str, str]:
+        return manual(proxy)
+
+    def automatic(self, url: str) -> dict[str, str]:
+        return automatic(url)
+
+    def restored_first(self, names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: name != MODE)
+
+    def may_name(self, name: str) -> bool:
+        return name.startswith(SCHEMA) and name.count(" ") == 1
 
     def read(self, **environment: str) -> dict[str, str]:
         """The values of all keys: as set, else the desktop's defaults."""

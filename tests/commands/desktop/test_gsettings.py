@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -14,9 +15,14 @@ import pytest
 
 from cryprq_proxy.address import Destination, reachable
 from cryprq_proxy.cli import run_command
+from cryprq_proxy.commands.desktop import kept
 from cryprq_proxy.commands.desktop.environment import NAMES, SHELLS, exports, shell_of, unsets, variables
-from cryprq_proxy.commands.desktop.gsettings import SCHEMA, automatic, manual, state_file, turn_off, turn_on
+from cryprq_proxy.commands.desktop.gsettings import SCHEMA, Gsettings, automatic, manual
+from cryprq_proxy.commands.desktop.kept import state_file
 from cryprq_proxy.errors import ConfigError, CryprqError
+
+turn_on = partial(kept.turn_on, Gsettings)
+turn_off = partial(kept.turn_off, Gsettings)
 
 PEER = "cryprq://" + "a" * 52 + "@exit.example:4433"
 
