@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 import pytest
 
 from tests.support.macos.machine import FakeMac
+from tests.support.pages import ROOT
+from tests.support.programs import until
 from tun.macos import programs
 from tun.macos.closing import Closing, Stage, close_in_time, main
 from tun.macos.pfctl import ANCHORS, PfError
@@ -103,3 +108,30 @@ def test_a_process_that_does_not_start_opens_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tun.macos.closing.sys.executable", "/bin/false")
     with pytest.raises(PfError, match="nothing was opened"):
         Closing.start(ANCHOR, "open-1", [Stage(0, SHUT)])
+
+
+_KILLED = """
+import os, signal, sys
+from tun.macos.closing import Closing, Stage
+from tun.macos import programs
+programs.PATHS = {"pfctl": sys.argv[1]}
+Closing.start(sys.argv[2], "open-1", [Stage(0.0, sys.stdin.read())])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.process
+def test_it_closes_although_who_has_opened_was_killed(tmp_path: Path) -> None:
+    mac = FakeMac(tmp_path / "mac")
+    pfctl = f"{mac.install()}{PATHS['pfctl']}"
+    mac.answer(["/sbin/pfctl", "-a", ANCHOR, "-f", "-"], OPEN)
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, pfctl, ANCHOR],
+        input=SHUT,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: mac.read().pf.anchors[ANCHOR].rules == SHUT, "the anchor is closed")

@@ -295,3 +295,56 @@ def test_a_refused_load_leaves_all_as_it_was(mac: PfMac) -> None:
     mac.fake.uid = 0
     assert mac.fake.snapshot() == before and found.settings == SETTINGS
     assert found.difference() == ""
+
+
+IFCONFIG = """\
+lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384
+\tinet 127.0.0.1 netmask 0xff000000
+en0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500
+\tinet 192.168.1.23 netmask 0xffffff00 broadcast 192.168.1.255
+"""
+ROUTES = """\
+Routing tables
+
+Internet:
+Destination        Gateway            Flags        Netif Expire
+default            GATEWAY            UGScg          en0
+192.168.1          link#6             UCS            en0      !
+"""
+CONNECTIONS = """\
+Active Internet connections (including servers)
+Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)
+tcp4       0      0  192.168.1.23.22        203.0.113.9.51234      ESTABLISHED
+tcp4       0      0  *.22                   *.*                    LISTEN
+"""
+
+
+def test_what_goes_past_the_tunnel_follows_the_uplink(mac: PfMac) -> None:
+    gateway = ["192.168.1.1"]
+
+    def run(command: Command) -> ProgramAnswer:
+        match command.argv:
+            case ("ifconfig", "-a"):
+                return ProgramAnswer(IFCONFIG)
+            case ("netstat", "-rn", "-f", family):
+                return ProgramAnswer(ROUTES.replace("GATEWAY", gateway[0]) if family == "inet" else "")
+            case ("netstat", *_):
+                return ProgramAnswer(CONNECTIONS)
+            case ("sysctl", *_):
+                return ProgramAnswer("49152\n")
+        return mac.run(command)
+
+    def answered(port: int) -> bool:
+        packet = PfPacket(
+            "out", "utun9", ip_address("192.168.1.23"), ip_address("203.0.113.9"), "tcp", 22, port, uid=0
+        )
+        found = judge(mac.fake.read().pf, packet)
+        return found.passes and found.route_to == ("en0", gateway[0])
+
+    found = mac.up(run=run, keep_inbound=True)
+    assert answered(51234) and not answered(51235)
+    mac.changes.clear()
+    assert not found.update(SETTINGS) and not mac.changes
+    gateway[0] = "192.168.1.254"
+    assert not answered(51234)
+    assert found.update(SETTINGS) and answered(51234)
