@@ -44,11 +44,16 @@ def install(kind: Kind | None, own: bool, source: Path | None, packets: bool, ye
     from .manager import on_macos
     from .own import install_macos, install_own
 
-    if (own or on_macos()) and (kind not in (None, "proxy") or source is not None or packets):
+    mac = on_macos()
+    if mac and not own and kind in ("exit", "tun") and source is None and not (packets and kind == "tun"):
+        from .launchd import install_daemon
+
+        done = install_daemon(kind, packets)
+    elif (own or mac) and (kind not in (None, "proxy") or source is not None or packets):
         raise click.UsageError(
             "without root there is a service for the proxy alone, with the files that it has"
         )
-    if on_macos():
+    elif mac:
         done = install_macos()
     else:
         done = (

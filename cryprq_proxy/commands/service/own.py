@@ -5,6 +5,7 @@ And what a `join` does where the service was installed before there was an exit 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def install_macos() -> Done:
     place(file, units.plist_text(program(), Path.home() / "Library" / "Logs" / "cryprq-proxy.log"))
     if ready:
         if known:
-            launchd("bootout", file)
+            # One that is not loaded is as good as one that has ended.
+            with contextlib.suppress(CryprqError):
+                launchd("bootout", file)
         launchd("bootstrap", file)
     return Done([f"{file} is written, and launchd starts it at the login"], next_line("proxy", ready))
 

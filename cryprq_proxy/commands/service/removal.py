@@ -13,6 +13,7 @@ from ...base.program import to_run, to_run_as_root
 from ...base.systemd import Systemd
 from ...errors import ConfigError, CryprqError, reason_of
 from .install import drop_in_of, installed
+from .launchd import described_daemons, remove_daemons
 from .manager import launchd, on_macos
 from .own import own_unit, plist
 from .units import OWN_PROXY, SERVICES, Kind, Service, Start, check_ours
@@ -23,7 +24,12 @@ FOREIGN: Final = "whoever has written it removes it"
 def remove(kind: Kind | None, own: bool) -> list[str]:
     """Stop, disable and remove; what is left to say. Raises CryprqError."""
     if on_macos():
-        return _remove_plist()
+        lines = [] if own else remove_daemons(kind)
+        if kind in (None, "proxy") and (own or not lines or plist().exists()):
+            return lines + _remove_plist()
+        if not lines:
+            raise ConfigError(f"the service {kind} is not installed")
+        return lines
     if own:
         return _remove(Systemd(own=True), OWN_PROXY, own_unit(), paths.config_dir())
     if os.geteuid() != 0:
@@ -85,8 +91,12 @@ def described() -> list[str]:
         with contextlib.suppress(ConfigError):
             if check_ours(own_unit()):
                 found.append((Systemd(own=True), OWN_PROXY, own_unit(), "you"))
-    if on_macos() and plist().exists():
-        return [f"{plist()} is there, for launchd; {to_run('status')} says how it is"]
+    if on_macos():
+        told = described_daemons()
+        if plist().exists():
+            told.append(f"{plist()} is there, for launchd; {to_run('status')} says how it is")
+        if told:
+            return told
     lines = []
     for manager, service, unit, user in found:
         state = manager.describe(service.unit) or "installed, but no service manager runs here"

@@ -28,6 +28,7 @@ MARK: Final = (
 )
 LABEL: Final = "org.cryprq.proxy"
 """What launchd calls the service."""
+_LABELS: Final = "<string>org.cryprq."
 _SAMPLE_PROGRAM: Final = "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"
 _HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ProtectHome= hides (systemd.exec(5))."""
@@ -158,6 +159,8 @@ def plist_text(called: Path, log: Path) -> str:
             "RunAtLoad": True,
             "KeepAlive": {"SuccessfulExit": False},
             "ProcessType": "Interactive",
+            "SoftResourceLimits": {"NumberOfFiles": 10_240},
+            "StandardOutPath": str(log),
             "StandardErrorPath": str(log),
             "Umask": 0o077,
         }
@@ -175,7 +178,7 @@ def check_ours(file: Path, remedy: str = "move it away first") -> bool:
     if file.is_symlink() and os.readlink(file) == os.devnull:
         raise ConfigError(f"{file.name} is masked; run: systemctl unmask {file.name}")
     text, _ = read_text(file, "the unit")
-    if not text.startswith(MARK) and LABEL not in text:
+    if not text.startswith(MARK) and _LABELS not in text:
         raise ConfigError(
             f"{file} was not written by `{PROGRAM} service install`, so it is left alone: {remedy}"
         )

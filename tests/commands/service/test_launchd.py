@@ -1,0 +1,178 @@
+"""LaunchDaemons of macOS; launchctl is played here."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import pwd
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from cryprq_proxy.base import paths
+from cryprq_proxy.cli import run_command
+from cryprq_proxy.commands.service import launchd, manager, removal
+from cryprq_proxy.commands.service.launchd import (
+    FILES,
+    LABELS,
+    daemon_of,
+    daemon_text,
+    described_daemons,
+    install_daemon,
+    remove_daemons,
+)
+from cryprq_proxy.commands.service.units import Kind
+from cryprq_proxy.errors import ConfigError, CryprqError
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = Path("/opt/cryprq-proxy/.venv/bin/cryprq-proxy")
+PRINTED = """system/{label} = {{
+\tactive count = 1
+\tpath = /Library/LaunchDaemons/{label}.plist
+\ttype = LaunchDaemon
+\tstate = running
+
+\tprogram = /opt/cryprq-proxy/.venv/bin/cryprq-proxy
+\tpid = 4711
+\tlast exit code = (never exited)
+}}
+"""
+
+
+class Launchd:
+    """What launchd has loaded, and what it was told."""
+
+    def __init__(self) -> None:
+        self.loaded: set[str] = set()
+        self.words: list[str] = []
+
+    def call(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        self.words.append(" ".join(command[1:]))
+        assert command[0] == "launchctl"
+        match command[1:]:
+            case ["bootstrap", "system", file]:
+                label = plistlib.loads(Path(file).read_bytes())["Label"]
+                if label in self.loaded:
+                    return self._said(5, "Bootstrap failed: 5: Input/output error")
+                self.loaded.add(label)
+                return self._said(0)
+            case ["bootout", place]:
+                if place.removeprefix("system/") not in self.loaded:
+                    return self._said(3, "Boot-out failed: 3: No such process")
+                self.loaded.discard(place.removeprefix("system/"))
+                return self._said(0)
+            case ["print", place]:
+                label = place.removeprefix("system/")
+                if label not in self.loaded:
+                    return self._said(113, f'Could not find service "{label}" in domain for system')
+                return self._said(0, out=PRINTED.format(label=label))
+        raise AssertionError(command)
+
+    def _said(self, code: int, error: str = "", out: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], code, out, error)
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launchd:
+    played = Launchd()
+    monkeypatch.setattr(launchd, "call", played.call)
+    monkeypatch.setattr(launchd, "DAEMONS", tmp_path / "LaunchDaemons")
+    monkeypatch.setattr(launchd, "program", lambda: Path("/bin/sh"))
+    monkeypatch.setattr(paths, "ROOTS_CONFIG", tmp_path / "etc")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    return played
+
+
+def told(kind: Kind) -> dict[str, object]:
+    found: dict[str, object] = plistlib.loads((launchd.DAEMONS / f"{LABELS[kind]}.plist").read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("packets", [False, True])
+def test_an_exit(packets: bool, mac: Launchd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as who called sudo, with the keys that this person has tried; packets need root."""
+    person = pwd.getpwnam("nobody")
+    monkeypatch.setenv("SUDO_USER", person.pw_name)
+    install_daemon("exit", packets)
+    found = told("exit")
+    assert found["UserName"] == ("root" if packets else person.pw_name)
+    assert found["ProgramArguments"] == ["/bin/sh", "exit", *(["--tun", "--experimental"] if packets else [])]
+    assert found["RunAtLoad"] is True
+    assert found["KeepAlive"] == {"SuccessfulExit": False}
+    assert found["SoftResourceLimits"] == {"NumberOfFiles": FILES}
+    assert found["StandardErrorPath"] == found["StandardOutPath"]
+    assert mac.loaded == {"org.cryprq.exit"}
+
+
+def test_twice_and_away(mac: Launchd) -> None:
+    install_daemon("exit", False)
+    install_daemon("exit", False)
+    mac.loaded.clear()
+    install_daemon("exit", False)
+    assert described_daemons() == ["org.cryprq.exit: state running, pid 4711, last exit code (never exited)"]
+    mac.loaded.clear()
+    assert described_daemons() == ["org.cryprq.exit: installed, but launchd has not loaded it"]
+    assert "is removed" in remove_daemons(None)[0]
+    assert described_daemons() == []
+    assert not list(launchd.DAEMONS.iterdir())
+    assert remove_daemons("exit") == []
+
+
+def test_system_wide_mode_needs_a_configuration_first(mac: Launchd, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no client\.toml in .*join"):
+        install_daemon("tun", False)
+    assert not mac.words
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/client.toml").write_text("")
+    install_daemon("tun", False)
+    assert told("tun")["ProgramArguments"] == ["/bin/sh", "--tun", "--experimental"]
+    assert told("tun")["UserName"] == "root"
+
+
+def test_the_commands(
+    mac: Launchd, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(manager, "on_macos", lambda: True)
+    monkeypatch.setattr(removal, "on_macos", lambda: True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (["install", "exit"], ["status"], ["uninstall", "exit"]):
+        assert run_command(["service", *words]) == 0
+    said = capsys.readouterr().out
+    assert "launchd runs it as root" in said
+    assert "org.cryprq.exit: state running" in said
+    assert "org.cryprq.exit is removed" in said
+    assert run_command(["service", "uninstall", "exit"]) == 2
+    assert run_command(["service", "install", "tun", "--tun"]) == 2
+
+
+def test_only_root(mac: Launchd, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_daemon("exit", False)
+    monkeypatch.setattr(os, "geteuid", lambda: 501)
+    for act in (lambda: install_daemon("exit", False), lambda: remove_daemons(None)):
+        with pytest.raises(ConfigError, match="is root's"):
+            act()
+
+
+def test_a_plist_of_somebody_else_stays(mac: Launchd) -> None:
+    launchd.DAEMONS.mkdir()
+    file = launchd.DAEMONS / "org.cryprq.exit.plist"
+    file.write_text("<plist/>")
+    with pytest.raises(ConfigError, match="was not written by"):
+        install_daemon("exit", False)
+    assert remove_daemons(None) == []
+    assert file.read_text() == "<plist/>"
+
+
+def test_what_launchd_refuses_is_told(mac: Launchd) -> None:
+    mac.loaded.add("org.cryprq.exit")
+    with pytest.raises(CryprqError, match="Bootstrap failed: 5"):
+        install_daemon("exit", False)
+
+
+@pytest.mark.parametrize(("kind", "packets"), [("exit", True), ("tun", False)])
+def test_the_samples_are_what_is_installed(kind: Kind, packets: bool) -> None:
+    text = daemon_text(daemon_of(kind, SAMPLE, "root", Path("/var/root"), packets))
+    assert (ROOT / "configs" / f"{LABELS[kind]}.plist").read_text() == text
