@@ -62,7 +62,7 @@ async def of_client(plan: TunnelPlan) -> DryRun:
     )
     addressed = replace(closed, tunnel4=ADDRESS4, tunnel6=ADDRESS6)
     changes = await system.client_changes(settings, closed, addressed)
-    remarks = [*_standing("client", settings.state, seen), _PLACE_HOLDERS]
+    remarks = [*_standing(system, "client", settings.state, seen), _PLACE_HOLDERS]
     remarks += [
         f"a start asks for the addresses of {name}, and then they stand in the filter too"
         for name in sorted(names)
@@ -77,7 +77,7 @@ async def of_exit(system: System, settings: ExitNetworkSettings) -> DryRun:
     changes = await system.exit_changes(settings)
     return DryRun(
         (*_files("exit", settings.state, names=False), *changes),
-        tuple(_standing("exit", settings.state, _seen(settings.state))),
+        tuple(_standing(system, "exit", settings.state, _seen(settings.state))),
     )
 
 
@@ -89,10 +89,12 @@ def _files(role: Role, state: Path, *, names: bool) -> Iterator[Change]:
         yield Change(f"write the addresses of the exits' names to {state / FILE}", "stays")
 
 
-def _standing(role: Role, state: Path, seen: bool) -> Iterator[str]:
+def _standing(system: System, role: Role, state: Path, seen: bool) -> Iterator[str]:
     """What is there already."""
     if (process := leftovers.holder(role)) is not None:
         yield f"this role runs already (process {process}), so a start would be refused"
+    if system.unseen and os.geteuid():
+        yield system.unseen
     if not seen:
         yield f"without root, what an earlier run has left in {state} cannot be seen: a start would undo it first"
     elif _has_entries(state / _JOURNALS[role]):

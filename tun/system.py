@@ -323,6 +323,8 @@ class System:
     filter_changes: Callable[[], Changes]
     """Told of changes of packet filters."""
     leak_test: LeakTestSystem
+    unseen = ""
+    """A sentence about what a dry run cannot see without root."""
     has_own_page = True
     """Whether our own page can be there: every address of 127.0.0.0/8 is this machine's."""
 

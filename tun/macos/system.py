@@ -22,8 +22,18 @@ from ..journal import Record, Undoer
 from ..routing.address_pool import Occupied
 from ..routing.lan import Lan
 from ..settings import MTU, RESOLVER4, RESOLVER6, ExitNetworkSettings, TunnelSettings
-from ..system import Device, ExitSide, LanChanged, PacketFilter, ResolverSetting, Routing, System, Undo
-from . import exit_kernel, exit_routes, networks, pfctl, resolver, routing, sysctl
+from ..system import (
+    Change,
+    Device,
+    ExitSide,
+    LanChanged,
+    PacketFilter,
+    ResolverSetting,
+    Routing,
+    System,
+    Undo,
+)
+from . import exit_kernel, exit_routes, networks, pfctl, rehearsal, resolver, routing, sysctl
 from .capture import MACOS_LEAK_TEST
 from .device import OpenControl, Utun, open_control
 from .exit_kernel import MacExitKernel
@@ -54,6 +64,7 @@ class MacOS(System):
     filter_changes = NoChanges
     leak_test = MACOS_LEAK_TEST
     has_own_page = False
+    unseen = "without root pfctl tells nothing, so pf is taken to be as macOS delivers it"
 
     def __init__(self, run: Run = run, control: OpenControl = open_control) -> None:
         self._run = run
@@ -112,6 +123,16 @@ class MacOS(System):
         self, settings: ExitNetworkSettings, device: Device, record: Record, *, recorded: Collection[str]
     ) -> ExitSide:
         return await MacExitKernel.up(settings, device, record, recorded=recorded, run=self._run)
+
+    # --- dry run ---
+
+    async def client_changes(
+        self, settings: TunnelSettings, closed: FilterSettings, addressed: FilterSettings
+    ) -> Sequence[Change]:
+        return await rehearsal.client_changes(self._run, MacOS, settings, closed, addressed)
+
+    async def exit_changes(self, settings: ExitNetworkSettings) -> Sequence[Change]:
+        return await rehearsal.exit_changes(self._run, MacOS, settings)
 
     # --- undo ---
 
