@@ -1,4 +1,5 @@
-"""What the kernel takes for this machine itself: asked by netlink, which needs no privileges.
+"""What the kernel takes for this machine itself: asked by netlink, which needs no privileges. On macOS, the
+addresses of its interfaces.
 
     addresses of all devices  +  the routing table `local`: whole prefixes, broadcasts and anycasts too
                               +  prefixes (AnyIP) that a route of type `local` has in the tables `main` and `default`
@@ -12,6 +13,7 @@ Of a new address the kernel tells before its route stands, so both are read.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -19,6 +21,7 @@ from itertools import product
 from typing import Final
 
 from ..rules.ranges import IPNetwork
+from .interface_addresses import interface_addresses
 from .netlink import DUMP, ROUTE, NetlinkSocket, attributes
 
 # rtnetlink(7) and the headers of the kernel.
@@ -43,6 +46,8 @@ _FAMILIES: Final = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
 
 def local_networks() -> frozenset[IPNetwork]:
     """Addresses and prefixes, as networks. Raises OSError where the kernel cannot be asked."""
+    if sys.platform == "darwin":
+        return interface_addresses()
     with NetlinkSocket(ROUTE, strict=True) as kernel:
         found = set(_addresses(kernel))
         for table, family in product(_TABLES, _FAMILIES):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from typing import cast
 
@@ -163,3 +166,31 @@ async def test_unread_bytes_are_seen_and_left(ends: Ends) -> None:
         ends.own.recv(100)
     ends.own.close()
     assert not has_unread(ends.own)
+
+
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [
+        (b"\4\0\0\0", FarEnd.THERE),
+        (b"\5\0\0\0", FarEnd.ENDED),
+        (b"\0\0\0\0", FarEnd.OVER),
+        (b"", FarEnd.THERE),
+        (errno.ECONNRESET, FarEnd.OVER),
+        (errno.EINVAL, FarEnd.THERE),
+    ],
+)
+def test_what_macos_tells(told: bytes | int, end: FarEnd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of TCP_CONNECTION_INFO, in the numbers of netinet/tcp_fsm.h."""
+    asked = []
+
+    class Mac(socket.socket):
+        def getsockopt(self, *arguments: int) -> bytes:  # type: ignore[override]
+            asked.append(arguments)
+            if isinstance(told, int):
+                raise OSError(told, os.strerror(told))
+            return told
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with Mac() as sock:
+        assert look_at(sock) is end
+    assert asked == [(socket.IPPROTO_TCP, 0x106, 4)]

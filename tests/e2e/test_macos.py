@@ -26,20 +26,6 @@ from tests.support.targets import HttpTarget, TcpTarget, UdpEcho
 STARTUP = ROOT / "tests" / "support" / "macos" / "startup"
 OF_LINUX = ("tun.linux", "cryprq_proxy.base.rtnetlink")
 """What is for Linux alone; nothing else imports it there."""
-NOT_YET = {
-    f"tun.{name}"
-    for name in (
-        "device.coalesce",
-        "dns.lan_server",
-        "dns.marked_server",
-        "dns.setup",
-        "exit_network",
-        "interface",
-        "resolver.bootstrap",
-        "tunnel",
-    )
-}
-"""Those that still take something of tun.linux."""
 IMPORT = """
 import importlib, json, sys
 failed = {}
@@ -113,7 +99,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return told
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if name not in NOT_YET])
+@pytest.mark.parametrize("module", modules())
 def test_every_module_can_be_imported(module: str, failed: dict[str, str]) -> None:
     assert module not in failed, failed[module]
 
