@@ -147,7 +147,7 @@ class MacOS(System):
         if role == "client":
             by_mark.insert(0, partial(resolver.take_away_left, self._run))
         else:
-            by_mark.append(partial(exit_routes.delete_left, self._run))
+            by_mark.insert(0, partial(exit_routes.delete_left, self._run))
         return Undo(
             undoers,
             filter=pfctl.KIND,

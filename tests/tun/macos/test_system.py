@@ -34,11 +34,22 @@ def test_what_is_found_without_a_journal(tmp_path: Path) -> None:
         asked.append(str(command))
         if command.argv == ("scutil",):
             return ProgramAnswer("  No such key\n")
+        if command.argv[0] == "ifconfig":
+            return ProgramAnswer("lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384\n")
+        if command.argv[0] == "netstat":
+            left = (
+                "198.18             127.0.0.1          UGRSc                 lo0\n"
+                if "inet" in command.argv
+                else ""
+            )
+            return ProgramAnswer(
+                f"Destination        Gateway            Flags               Netif Expire\n{left}"
+            )
         return ProgramAnswer("pass quick on lo0 all no state\n" if "rules" in command.argv else "")
 
     for role, anchor in pfctl.ANCHORS.items():
         *others, step = MacOS(run).undo(role, tmp_path).by_mark
-        assert [other() for other in others] == ([""] if role == "client" else [])
+        assert [other() for other in others] == ["" if role == "client" else "routes to clients"]
         assert step() == f"the packet filter's anchor {anchor}"
         assert asked[-1] == f"pfctl -a {anchor} -F all"
     assert MacOS(lambda command: ProgramAnswer("")).undo("client", tmp_path).by_mark[-1]() == ""
