@@ -18,10 +18,11 @@ import fcntl
 import importlib
 import json
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -112,6 +113,8 @@ class FakeMac:
                 if state != before:
                     configd.follow(state)
                     self._write(state)
+                    if (state.interfaces, state.routes) != (before.interfaces, before.routes):
+                        tell_of_change(self.directory)
             finally:
                 self._inside.changes = False
 
@@ -173,6 +176,35 @@ class FakeMac:
             file.write_text(text)
             file.chmod(0o755)
         return place
+
+
+@contextmanager
+def reached(directory: Path) -> Iterator[str]:
+    """An address for the socket of this directory's kernel (utun_hub.py), however long the path is: 107 bytes may."""
+    fd = os.open(directory, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{fd}/kernel"
+    finally:
+        os.close(fd)
+
+
+def connected(directory: Path, *, blocking: bool = True) -> socket.socket:
+    """To the kernel of this directory. Raises OSError where none runs."""
+    asking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        asking.setblocking(blocking)
+        with reached(directory) as path:
+            asking.connect(path)
+    except BaseException:
+        asking.close()
+        raise
+    return asking
+
+
+def tell_of_change(directory: Path) -> None:
+    """Where no kernel runs, nobody watches."""
+    with suppress(OSError), connected(directory, blocking=False) as asking:
+        asking.send(b"changed")
 
 
 def program(path: str, directory: str) -> int:
