@@ -24,13 +24,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from cryprq_proxy.errors import CryprqError
 from tests.support.macos import configd
 from tests.support.macos.configd import Lease
 from tests.support.macos.default import ADDRESS, ADDRESS6, GATEWAY, WIFI, default_state
 from tests.support.macos.state import State, from_json, to_json
+from tun.macos.programs import PATHS, Command, ProgramAnswer
 
 PROGRAMS = {
     "/sbin/ifconfig": "ifconfig",
@@ -63,15 +63,6 @@ class Answer(NamedTuple):
     code: int
     stdout: str = ""
     stderr: str = ""
-
-
-class Ask(Protocol):
-    """A program's call, as tun/macos has it."""
-
-    @property
-    def argv(self) -> tuple[str, ...]: ...
-    @property
-    def stdin(self) -> str: ...
 
 
 class FakeMac:
@@ -147,13 +138,11 @@ class FakeMac:
             answer = Answer(*module.main(argv, stdin, self))
         return answer
 
-    def run(self, command: Ask) -> str:
-        """A runner of tun/macos: the program's output. Raises CryprqError with the first line of its complaint."""
-        code, stdout, stderr = self.answer(command.argv, command.stdin)
-        if code:
-            said = (stderr.strip() or stdout.strip() or f"exit code {code}").splitlines()[0]
-            raise CryprqError(f"{command.argv[0]} failed: {said}")
-        return stdout
+    def run(self, command: Command) -> ProgramAnswer:
+        """As tun/macos/programs.run."""
+        name, *arguments = command.argv
+        code, stdout, stderr = self.answer([PATHS[name], *arguments], command.stdin)
+        return ProgramAnswer(stdout, stderr, code)
 
     def commands(self) -> list[list[str]]:
         """The argument lists of all programs that were run, each with its standard input at the end."""

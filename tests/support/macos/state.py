@@ -53,6 +53,8 @@ class Route:
     """Letters of netstat(1): U up, G gateway, H host, S static, R reject, B blackhole, C/c cloning, L link, W cloned,
     I bound to its interface's scope, g global, i, m, r, b."""
     expire: str = ""
+    source: str = ""
+    """The address of its interface that packets get which go by it; netstat does not show it."""
 
 
 @dataclass

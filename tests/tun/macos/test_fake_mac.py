@@ -7,23 +7,16 @@ import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from cryprq_proxy.errors import CryprqError
 from tests.support.macos import configd, disturbances
 from tests.support.macos.default import default_state
 from tests.support.macos.machine import HOME, FakeMac
 from tests.support.macos.state import Anchor, Route, State, from_json, to_json
+from tun.macos.programs import Command
 
-
-class Call(NamedTuple):
-    argv: tuple[str, ...]
-    stdin: str = ""
-
-
-FLUSH = Call(("/usr/bin/dscacheutil", "-flushcache"))
+FLUSH = Command(("dscacheutil", "-flushcache"))
 
 
 @pytest.fixture
@@ -84,15 +77,16 @@ def test_the_snapshot_has_what_stays_and_not_what_only_counts(mac: FakeMac) -> N
     assert mac.snapshot() != before
 
 
-def test_a_program_that_fails_raises_its_first_line(mac: FakeMac) -> None:
-    with pytest.raises(CryprqError, match="dscacheutil failed: Usage"):
-        mac.run(Call(("/usr/bin/dscacheutil", "-wrong")))
+def test_a_programs_failure_is_its_code_and_words(mac: FakeMac) -> None:
+    answer = mac.run(Command(("dscacheutil", "-wrong")))
+    assert answer.code
+    assert answer.err.startswith("Usage")
     assert mac.commands() == [["/usr/bin/dscacheutil", "-wrong", ""]]
 
 
 def test_a_program_that_no_mac_has_is_a_fault_of_the_caller(mac: FakeMac) -> None:
     with pytest.raises(AssertionError, match="on no Mac"):
-        mac.run(Call(("ip", "route")))
+        mac.answer(("ip", "route"))
 
 
 @pytest.mark.process
