@@ -70,7 +70,7 @@ def view_of(state: MacState, device: str) -> ExitView:
             usable = [
                 each.ip
                 for each in interface.addresses
-                if each.version == version and each not in interface.stale and not each.ip.is_link_local
+                if each.version == version and each not in interface.unfit and not each.ip.is_link_local
             ]
             outward += [Outward(interface.name, usable[0])] if usable else []
     ordered = sorted(own, key=lambda each: (each.version, int(each)))

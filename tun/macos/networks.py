@@ -43,7 +43,7 @@ class MacInterface(NamedTuple):
     flags: frozenset[str] = frozenset()
     mtu: int = 0
     addresses: tuple[Interface, ...] = ()
-    stale: frozenset[Interface] = frozenset()
+    unfit: frozenset[Interface] = frozenset()
     """Those of `addresses` that are no source for new traffic: temporary, deprecated, tentative or duplicated."""
 
     @property
@@ -155,7 +155,7 @@ def _source(interface: MacInterface, version: int, gateway: Address | None) -> s
     usable = [
         one
         for one in interface.addresses
-        if one.version == version and one not in interface.stale and not one.ip.is_link_local
+        if one.version == version and one not in interface.unfit and not one.ip.is_link_local
     ]
     usable.sort(key=lambda one: gateway is None or gateway not in one.network)
     return str(usable[0].ip) if usable else None
@@ -193,7 +193,7 @@ def read_interfaces(text: str) -> Iterator[MacInterface]:
         elif found is not None and (read := _read_address(line)) is not None:
             address, stale = read
             found = found._replace(
-                addresses=(*found.addresses, address), stale=found.stale | ({address} if stale else set())
+                addresses=(*found.addresses, address), unfit=found.unfit | ({address} if stale else set())
             )
     if found is not None:
         yield found

@@ -94,7 +94,7 @@ def test_interfaces() -> None:
         "2001:db8:1:2:1:2:3:4/64",
         "2001:db8:1:2:aaaa:2:3:4/64",
     ]
-    assert en0.stale == {ip_interface("2001:db8:1:2:aaaa:2:3:4/64")}
+    assert en0.unfit == {ip_interface("2001:db8:1:2:aaaa:2:3:4/64")}
     assert not found["utun3"].leads_out and not found["gif0"].up
     assert ip_interface("10.8.0.2/32") in found["utun3"].addresses
 
