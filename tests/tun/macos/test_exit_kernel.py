@@ -21,7 +21,7 @@ from tun.journal import Journal, undo
 from tun.macos import exit_kernel, exit_routes, pfctl, routing, sysctl
 from tun.macos.device import Utun
 from tun.macos.exit_kernel import MacExitKernel, read_occupied
-from tun.macos.programs import Run
+from tun.macos.programs import Command, ProgramAnswer, Run
 from tun.reconciler import Fact
 from tun.routing.address_pool import free_pools
 from tun.settings import MTU, ExitNetworkSettings
@@ -238,6 +238,73 @@ async def test_routes_that_no_journal_names_are_found(exit: Exit, mac: FakeMac) 
     assert routes(mac) == {}
     exit.undo()
     assert exit_routes.delete_left(mac.run) == ""
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+class Mortal:
+    """Runs programs until the one with this number among those that change something; it is killed before or after
+    that one has had its effect."""
+
+    def __init__(self, mac: FakeMac, last: int, *, after: bool) -> None:
+        self._mac = mac
+        self._left = last
+        self._after = after
+
+    def __call__(self, command: Command) -> ProgramAnswer:
+        if not command.changes:
+            return self._mac.run(command)
+        self._left -= 1
+        if self._left < 0 and not self._after:
+            raise Killed
+        answer = self._mac.run(command)
+        if self._left < 0:
+            raise Killed
+        return answer
+
+
+CHANGES = 18
+"""More than a start makes; that many are tried, so that a later change is tried too."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("number", range(CHANGES))
+async def test_a_start_that_is_killed_anywhere_is_undone_whole(
+    number: int, after: bool, exit: Exit, mac: FakeMac
+) -> None:
+    before = mac.snapshot()
+    real = mac.run
+    exit.run = Mortal(mac, number, after=after)
+    try:
+        await exit.up()
+    except Killed:
+        assert number < CHANGES - 1
+    else:
+        # A start makes fewer changes than are tried.
+        assert number > CHANGES // 2
+    exit.run = real
+    exit.die()
+    exit.undo()
+    assert mac.snapshot() == before
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("number", range(8))
+async def test_an_undo_that_is_killed_anywhere_ends_the_next_time(
+    number: int, after: bool, exit: Exit, mac: FakeMac
+) -> None:
+    before = mac.snapshot()
+    await exit.up()
+    exit.die()
+    entries = exit.journal.entries()
+    mortal = exit_kernel.undoers(Mortal(mac, number, after=after))
+    with contextlib.suppress(Killed):
+        for entry in reversed(entries):
+            mortal[entry["kind"]](entry)
+    exit.undo()
+    assert mac.snapshot() == before
 
 
 # --- following the network ---
