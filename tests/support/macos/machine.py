@@ -170,6 +170,9 @@ class FakeMac:
 @contextmanager
 def reached(directory: Path) -> Iterator[str]:
     """An address for the socket of this directory's kernel (utun_hub.py), however long the path is: 107 bytes may."""
+    if len(plain := str(directory / "kernel")) < 100:
+        yield plain
+        return
     fd = os.open(directory, os.O_PATH)
     try:
         yield f"/proc/self/fd/{fd}/kernel"

@@ -175,10 +175,11 @@ def control_of(directory: Path) -> OpenControl:
         unit_of(name)
         with connected(directory) as asking:
             asking.send(name.encode())
-            answer, fds, _, _ = socket.recv_fds(asking, 200, 1, socket.MSG_CMSG_CLOEXEC)
+            answer, fds, _, _ = socket.recv_fds(asking, 200, 1)
         told = json.loads(answer)
         if not fds:
             raise ConfigError(f"there is a network device {told['taken']} already")
+        os.set_inheritable(fds[0], False)
         os.set_blocking(fds[0], False)
         return fds[0], told["name"]
 
