@@ -8,26 +8,20 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from cryprq_proxy.address import Destination
-from cryprq_proxy.base import leftovers
-from cryprq_proxy.base.changes import NoChanges
-from cryprq_proxy.client.exits import Exits
 from cryprq_proxy.rules.engine import EVERYTHING
+from tests.support.macos.mac_tunnel import EXITS, stand_in, start
 from tests.support.macos.machine import FakeMac
 from tests.support.settings import exit_network_settings, tunnel_settings
-from tun import dry_run, interface, tunnel
+from tun import dry_run
 from tun.macos.programs import PATHS, Command, ProgramAnswer, Run
 from tun.macos.system import MacOS
-from tun.settings import TunnelSettings
 from tun.tunnel import TunnelPlan
 
 UtunPair: Any = pytest.importorskip("tests.support.macos.utun_pair").UtunPair
-EXITS = [Destination("203.0.113.9", 4433), Destination("2001:db8:9::9", 4433)]
 
 
 class RunnableMac(FakeMac):
@@ -55,48 +49,13 @@ class Log:
         return self._run(command)
 
 
-class QuietServer:
-    """In place of the forwarder's sockets, for which the tests' machine has no address."""
-
-    port = 53
-
-    def __init__(self, forwarder: object) -> None: ...
-    async def listen(self, hosts: object, port: int) -> None: ...
-    def close(self) -> None: ...
-
-
-class NoReconciler:
-    def __init__(self, facts: object) -> None: ...
-    def wake(self) -> None: ...
-    async def stop(self) -> None: ...
-
-
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (interface, tunnel):
-        monkeypatch.setattr(module, "Reconciler", NoReconciler)
-    monkeypatch.setattr(interface, "DnsServer", QuietServer)
-    monkeypatch.setattr(interface, "build", lambda *_, **__: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(leftovers, "claimed", lambda role: contextlib.nullcontext())
-    monkeypatch.setattr(MacOS, "link_changes", NoChanges)
+    stand_in(monkeypatch)
 
 
 def said(found: dry_run.DryRun) -> list[tuple[str, str]]:
     return [(change.what, change.text) for change in found.changes if change.what.startswith("/")]
-
-
-async def start(system: MacOS, settings: TunnelSettings) -> tunnel.Tunnel:
-    started = await TunnelPlan.of(system, settings, EXITS, EVERYTHING).start()
-    started.addressed(dry_run.ADDRESS4.packed, dry_run.ADDRESS6.packed)
-    link = SimpleNamespace(
-        open=None,
-        open_resolver=None,
-        send_packet=lambda *_: True,
-        redial=lambda: None,
-        lane_size=None,
-    )
-    await started.run(cast(Exits, link))
-    return started
 
 
 OPTIONS: list[Callable[[], dict[str, Any]]] = [
