@@ -30,7 +30,7 @@ from tun.macos import networks, pfctl
 from tun.macos.capture import MACOS_LEAK_TEST, BpfCapture
 from tun.macos.device import Utun, open_control
 from tun.macos.programs import run
-from tun.macos.routing import WantedRoute, add
+from tun.macos.wanted_routes import WantedRoute, add
 from tun.settings import POOLS4, POOLS6
 
 MTU = 1500

@@ -20,7 +20,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final, Self
 
@@ -34,7 +33,7 @@ from ..reconciler import Fact
 from ..routing.address_pool import Occupied
 from ..settings import ExitNetworkSettings
 from ..system import Device, Withhold
-from . import networks, pfctl, routing, sysctl
+from . import networks, pfctl, sysctl, wanted_routes
 from .exit_filter import MacExitFilter
 from .exit_routes import MacPoolRoutes
 from .exit_rules import view_of
@@ -222,4 +221,4 @@ async def read_occupied(own: str, run: Run = run) -> Occupied:
 
 def undoers(run: Run = run) -> dict[str, Undoer]:
     """By the kind of the entry in the exit's journal. Make them anew for each undo."""
-    return {**pfctl.undoers(run), routing.KIND: partial(routing.undo_route, run=run), **sysctl.undoers(run)}
+    return {**pfctl.undoers(run), **wanted_routes.undoers(run), **sysctl.undoers(run)}

@@ -26,7 +26,7 @@ from ..settings import POOLS4, POOLS6, ExitNetworkSettings
 from . import networks
 from .networks import MacRoute, MacState
 from .programs import Run, run
-from .routing import WantedRoute, add, remove
+from .wanted_routes import WantedRoute, add, remove
 
 _NAMED: Final = 3
 """Routes of other programs that one sentence names."""

@@ -104,9 +104,20 @@ class MacState:
         return next((route for route in self.routes if route.prefix == prefix and not route.scoped), None)
 
     def default(self, version: int, own: str) -> MacRoute | None:
-        """The default route past our own device."""
+        """The default route past our own device, and past another VPN's where the network's own is left in the scope of
+        its interface."""
         found = self.at(DEFAULTS[version])
-        return found if found is not None and found.interface != own else None
+        if found is None or found.interface == own:
+            return None
+        if not self.is_tunnel(found.interface):
+            return found
+        scoped = (one for one in self.routes if one.prefix == DEFAULTS[version] and one.scoped)
+        return next((one for one in scoped if not self.is_tunnel(one.interface)), None)
+
+    def is_tunnel(self, name: str) -> bool:
+        """Whether it is a utun: ours or another VPN's."""
+        interface = self.interface(name)
+        return interface is not None and "POINTOPOINT" in interface.flags and name.startswith("utun")
 
     def uplink(self, version: int, own: str) -> Uplink | None:
         route = self.default(version, own)
@@ -248,10 +259,9 @@ def _read_destination(text: str, version: int) -> Network | None:
 def refuse_other_tunnel(state: MacState, own: str) -> str:
     """A part of a sentence about another VPN that holds the default route; empty if there is none."""
     for version in (4, 6):
-        route = state.default(version, own)
-        interface = None if route is None else state.interface(route.interface)
-        if interface is not None and "POINTOPOINT" in interface.flags and interface.name.startswith("utun"):
-            return f"another VPN has the default route of IPv{version} ({interface.name})"
+        route = state.at(DEFAULTS[version])
+        if route is not None and route.interface != own and state.is_tunnel(route.interface):
+            return f"another VPN has the default route of IPv{version} ({route.interface})"
     return ""
 
 

@@ -24,121 +24,30 @@ import asyncio
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from cryprq_proxy.base.route_socket import route_changes
 from cryprq_proxy.base.tasks import spawn
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 from ..firewall.filter_settings import ExitEndpoint
-from ..journal import Entry, Record, Undoer, same_boot
+from ..journal import Record
 from ..reconciler import Fact
 from ..routing.lan import Lan, Network, Uplink
 from ..settings import TunnelSettings
 from ..system import LanChanged, Routing
 from . import networks
-from .networks import Address, MacRoute, MacState
-from .programs import Command, ProgramError, Run, complaint, run
+from .networks import Address, Interface, MacRoute, MacState
+from .programs import Run, run
+from .wanted_routes import Exceptions, WantedRoute, add, delete, into_tunnel, past_tunnel, remove
 
 _log = logging.getLogger(__name__)
 
-KIND: Final = "mac_route"
-HALVES: Final[Mapping[int, tuple[Network, ...]]] = {
-    4: tuple(map(ipaddress.IPv4Network, ("0.0.0.0/1", "128.0.0.0/1"))),
-    6: tuple(map(ipaddress.IPv6Network, ("::/1", "8000::/1"))),
-}
 MAX_NAMED: Final = 3
 """Routes that one log line names."""
-_FAMILY: Final[Mapping[int, str]] = {4: "-inet", 6: "-inet6"}
-_LOOPBACK: Final[Mapping[int, str]] = {4: "127.0.0.1", 6: "::1"}
-_THERE: Final = "File exists"
-_GONE: Final = ("not in table", "No such process")
-
-
-class WantedRoute(NamedTuple):
-    """A route of ours. It leads into `device`, to `gateway`, or nowhere."""
-
-    prefix: Network
-    device: str = ""
-    gateway: str = ""
-
-    @property
-    def outlives(self) -> bool:
-        """Whether it stays when the device is gone."""
-        return not self.device
-
-    def matches(self, route: MacRoute) -> bool:
-        if route.prefix != self.prefix:
-            return False
-        if self.device:
-            return route.interface == self.device
-        if self.gateway:
-            hop = route.next_hop
-            return hop is not None and str(hop) == self.gateway
-        return "R" in route.flags
-
-    def __str__(self) -> str:
-        return f"the route to {self.prefix}"
-
-    def command(self, verb: str) -> Command:
-        """`add`, `delete` or `change`."""
-        version = self.prefix.version
-        host = self.prefix.prefixlen == self.prefix.max_prefixlen
-        target = ("-host", str(self.prefix.network_address)) if host else ("-net", str(self.prefix))
-        if self.device:
-            towards: tuple[str, ...] = ("-interface", self.device)
-        elif self.gateway:
-            towards = (self.gateway,)
-        else:
-            towards = (_LOOPBACK[version], "-reject")
-        return Command(("route", "-n", verb, _FAMILY[version], *target, *towards))
-
-    def entry(self) -> dict[str, object]:
-        return {"kind": KIND, "prefix": str(self.prefix), "gateway": self.gateway}
-
-
-class Exceptions(NamedTuple):
-    """What goes past the tunnel, but for the LAN."""
-
-    hosts: frozenset[Address] = frozenset()
-    networks: tuple[Network, ...] = ()
-
-
-def into_tunnel(settings: TunnelSettings, versions: frozenset[int], device: str) -> list[WantedRoute]:
-    """The routes of what goes into the tunnel, and of what is refused since the exit does not carry it."""
-    wanted = []
-    for version in (4, 6):
-        prefixes: Iterable[Network] = [one for one in settings.include if one.version == version]
-        if not settings.include:
-            prefixes = HALVES[version]
-        where = device if version in versions else ""
-        wanted += [WantedRoute(prefix, where) for prefix in prefixes]
-    return wanted
-
-
-def past_tunnel(exceptions: Exceptions, state: MacState, own: str) -> list[WantedRoute]:
-    """The routes of what goes past the tunnel. Where there is no uplink, none: the packet filter holds the rest in."""
-    wanted = []
-    for version in (4, 6):
-        uplink = state.uplink(version, own)
-        if uplink is None or uplink.gateway is None:
-            continue
-        hosts = sorted(host for host in exceptions.hosts if host.version == version and not host.is_loopback)
-        prefixes = [ipaddress.ip_network(host) for host in hosts if not state.is_near(host, own)]
-        prefixes += [network for network in exceptions.networks if network.version == version]
-        wanted += [WantedRoute(prefix, gateway=_with_zone(uplink)) for prefix in dict.fromkeys(prefixes)]
-    return wanted
-
-
-def _with_zone(uplink: Uplink) -> str:
-    """`route` needs the zone of a link-local gateway."""
-    gateway = uplink.gateway or ""
-    local = gateway.startswith("fe80:") and "%" not in gateway
-    return f"{gateway}%{uplink.name}" if local else gateway
 
 
 class MacRoutes(Routing):
@@ -170,6 +79,11 @@ class MacRoutes(Routing):
         self._aside: asyncio.Task[None] | None = None
         self._set: dict[Network, WantedRoute] = {}
         """What we have set, by prefix."""
+        self._recorded: set[tuple[str, str, str]] = set()
+        """What stands in the journal already: networks that come and go do not fill it."""
+        self._sources: dict[int, frozenset[Interface]] = {}
+        """The device's addresses when its routes were set, by IP version. A route gives its packets the address that
+        the device has when it is added, and goes with that address."""
         self.lan = Lan()
         """The local networks at the last look."""
         self._told = Lan()
@@ -253,6 +167,7 @@ class MacRoutes(Routing):
             if moved or lan != self.lan:
                 # What went away with its network was removed by no program.
                 gone = [route for route in gone if route.device]
+            gone = [route for route in gone if not route.device or self._has_source(state, route)]
             self.lan = lan
             if not gone:
                 await self._repair(state)
@@ -296,12 +211,17 @@ class MacRoutes(Routing):
             await asyncio.wait([work])
             raise
 
+    def _has_source(self, state: MacState, route: WantedRoute) -> bool:
+        version = route.prefix.version
+        return self._sources.get(version) == _addresses(state, self._own, version)
+
     def _repair_now(self, state: MacState, wanted: list[WantedRoute]) -> None:
         first: CryprqError | None = None
         by_prefix = {route.prefix: route for route in wanted}
         for route in wanted:
             there = state.at(route.prefix)
-            if there is not None and route.matches(there):
+            stands = there is not None and route.matches(there)
+            if stands and (not route.device or self._has_source(state, route)):
                 self._set[route.prefix] = route
                 continue
             try:
@@ -320,14 +240,16 @@ class MacRoutes(Routing):
                     first = first or error
         if first is not None:
             raise first
+        self._sources = {version: _addresses(state, self._own, version) for version in (4, 6)}
 
     def _set_route(self, route: WantedRoute, there: MacRoute | None) -> None:
-        if route.outlives:
+        values = str(route.prefix), route.gateway, route.uplink
+        if route.outlives and values not in self._recorded:
             self._record(route.entry())
+            self._recorded.add(values)
         if there is not None:
             # Of another program, or ours by the gateway of before.
-            delete = Command(route.command("delete").argv[:6])
-            _settle(delete, self._run, _GONE)
+            delete(route.prefix, self._run)
         add(route, self._run)
         self._set[route.prefix] = route
 
@@ -336,31 +258,16 @@ def _nothing() -> None:
     """Before anybody wants to be told of another uplink."""
 
 
+def _addresses(state: MacState, own: str, version: int) -> frozenset[Interface]:
+    """From which packets into the device may come."""
+    found = state.interface(own)
+    addresses = () if found is None else found.addresses
+    return frozenset(one for one in addresses if one.version == version and not one.ip.is_link_local)
+
+
 def _is_idle(route: MacRoute) -> bool:
     """Whether it refuses, as ours of an earlier run may."""
     return "R" in route.flags
-
-
-def _settle(command: Command, run: Run, settled: Sequence[str]) -> None:
-    """Let `route` make a change; no error where its complaint says that it is made already.
-
-    Some versions end with 0 whatever has happened, so what it says counts. Raises ProgramError.
-    """
-    answer = run(command)
-    said = f"{answer.err}\n{answer.out}"
-    failed = answer.code or "writing to routing socket" in said or "bad address" in said
-    if failed and not any(words in said for words in settled):
-        raise ProgramError(complaint(command, answer))
-
-
-def add(route: WantedRoute, run: Run = run) -> None:
-    """Set a route of ours; no error where there is one to the same prefix. Blocks. Raises ProgramError."""
-    _settle(route.command("add"), run, (_THERE,))
-
-
-def remove(route: WantedRoute, run: Run = run) -> None:
-    """Delete a route of ours; no error where it is gone. Blocks. Raises ProgramError."""
-    _settle(route.command("delete"), run, _GONE)
 
 
 class DivertingRoutes(Fact):
@@ -409,39 +316,3 @@ def diverting(state: MacState, wanted: Sequence[WantedRoute], own: str) -> Itera
             for one in tunnelled
         ):
             yield route
-
-
-# --- undo ---
-
-
-def wanted_of(entry: Mapping[str, Any]) -> WantedRoute:
-    """The route of an entry in the journal. Raises CryprqError for one that this module would not write."""
-    prefix, gateway = entry.get("prefix"), entry.get("gateway")
-    try:
-        if not isinstance(prefix, str) or not isinstance(gateway, str):
-            raise ValueError
-        network = ipaddress.ip_network(prefix)
-        if gateway:
-            address, _, zone = gateway.partition("%")
-            if ipaddress.ip_address(address).version != network.version or (not zone.isalnum() and zone):
-                raise ValueError
-        if not network.prefixlen:
-            raise ValueError
-    except ValueError:
-        raise CryprqError("the journal's entry of a route is damaged") from None
-    return WantedRoute(network, gateway=gateway)
-
-
-def undo_route(entry: Entry, run: Run = run) -> None:
-    """Delete the route of an entry, if it still is as we have set it. Raises CryprqError."""
-    route = wanted_of(entry)
-    if not same_boot(entry):
-        return
-    there = networks.look(run).at(route.prefix)
-    if there is not None and route.matches(there):
-        remove(route, run)
-
-
-def undoers(run: Run = run) -> dict[str, Undoer]:
-    """By the kind of the entry."""
-    return {KIND: partial(undo_route, run=run)}

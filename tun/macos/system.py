@@ -33,7 +33,7 @@ from ..system import (
     System,
     Undo,
 )
-from . import exit_kernel, exit_routes, networks, pfctl, rehearsal, resolver, routing, sysctl
+from . import exit_kernel, exit_routes, networks, pfctl, rehearsal, resolver, sysctl, wanted_routes
 from .capture import MACOS_LEAK_TEST
 from .device import OpenControl, Utun, open_control
 from .exit_kernel import MacExitKernel
@@ -139,7 +139,7 @@ class MacOS(System):
     def undo(self, role: Role, state: Path) -> Undo:
         undoers: Mapping[str, Undoer] = {
             **pfctl.undoers(self._run),
-            **routing.undoers(self._run),
+            **wanted_routes.undoers(self._run),
             **sysctl.undoers(self._run),
             **resolver.undoers(self._run),
         }
@@ -151,7 +151,7 @@ class MacOS(System):
         return Undo(
             undoers,
             filter=pfctl.KIND,
-            routes=routing.KIND if role == "exit" else _TAKES_OVER_NONE,
+            routes=wanted_routes.KIND if role == "exit" else _TAKES_OVER_NONE,
             by_mark=by_mark,
             stands=lambda: False,
             lost=self._lost if role == "exit" else lambda known: "",

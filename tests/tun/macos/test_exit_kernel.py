@@ -18,7 +18,7 @@ from tests.support.macos.disturbances import CAFE
 from tests.support.macos.machine import HOME, FakeMac
 from tests.support.macos.utun_pair import UtunPair
 from tun.journal import Journal, undo
-from tun.macos import exit_kernel, exit_routes, pfctl, routing, sysctl
+from tun.macos import exit_kernel, exit_routes, pfctl, sysctl, wanted_routes
 from tun.macos.device import Utun
 from tun.macos.exit_kernel import MacExitKernel, read_occupied
 from tun.macos.programs import Command, ProgramAnswer, Run
@@ -198,7 +198,7 @@ async def test_a_start_after_a_kill_takes_over_and_the_end_undoes_both(exit: Exi
     await exit.up()
     exit.die()
     # As ExitNetwork.start: what the rules and routes need stays.
-    undo(exit.journal, exit_kernel.undoers(mac.run), keep={pfctl.KIND, routing.KIND})
+    undo(exit.journal, exit_kernel.undoers(mac.run), keep={pfctl.KIND, wanted_routes.KIND})
     assert mac.read().pf.anchors[ANCHOR].rules and mac.read().pf.enabled
     await exit.up()
     assert await exit.kept() == []
