@@ -19,7 +19,10 @@ from .paths import Role
 
 RESOLVER_KEY: Final = "State:/Network/Service/cryprq-proxy/DNS"
 """Our setting of the resolver."""
-ANCHORS: Final[dict[Role, str]] = {"client": "com.apple/cryprq-proxy", "exit": "com.apple/cryprq-proxy-exit"}
+ANCHORS: Final[dict[Role, str]] = {
+    "client": "com.apple/010.cryprq-proxy",
+    "exit": "com.apple/010.cryprq-proxy-exit",
+}
 """Role -> the anchor of the packet filter with all of its rules, one of those that the system's own rules call."""
 NO_KEY: Final = "No such key"
 """What scutil says of a key that is not there."""

@@ -138,8 +138,8 @@ def test_without_a_directory_there_is_no_sign(monkeypatch: pytest.MonkeyPatch, t
 
 # --- the marks ---
 
-CLIENT = "the anchor com.apple/cryprq-proxy of the packet filter"
-EXIT = "the anchor com.apple/cryprq-proxy-exit of the packet filter"
+CLIENT = "the anchor com.apple/010.cryprq-proxy of the packet filter"
+EXIT = "the anchor com.apple/010.cryprq-proxy-exit of the packet filter"
 KEY = "the resolver State:/Network/Service/cryprq-proxy/DNS"
 NO_KEY = "  No such key\n"
 DNS = "<dictionary> {\n  ServerAddresses : <array> {\n    0 : 10.64.0.1\n  }\n}\n"

@@ -156,9 +156,11 @@ def test_killed_while_it_runs_it_holds_until_cleanup(desk: Desk) -> None:
 def test_what_others_change_is_put_back(desk: Desk) -> None:
     role = desk.client()
     standing = desk.mac.read()
-    anchor = standing.pf.anchors["com.apple/cryprq-proxy"]
-    disturbances.anchor_flushed(desk.mac, "com.apple/cryprq-proxy")
-    until(lambda: desk.mac.read().pf.anchors.get("com.apple/cryprq-proxy") == anchor, "the rules are back")
+    anchor = standing.pf.anchors["com.apple/010.cryprq-proxy"]
+    disturbances.anchor_flushed(desk.mac, "com.apple/010.cryprq-proxy")
+    until(
+        lambda: desk.mac.read().pf.anchors.get("com.apple/010.cryprq-proxy") == anchor, "the rules are back"
+    )
     disturbances.pf_disabled(desk.mac)
     until(lambda: desk.mac.read().pf.enabled, "pf is enabled again")
     disturbances.delete_routes(desk.mac, ["0.0.0.0/1"])

@@ -57,7 +57,7 @@ class PfProgram:
             case ("-s", "rules" | "nat" as what):
                 return ProgramAnswer(self.main[what], NOISE)
             case ("-a", anchor, "-F", "all"):
-                del self.anchors[anchor]
+                self.anchors.pop(anchor, None)
                 return ProgramAnswer("", "rules cleared\nnat cleared\n0 tables deleted.\n")
             case ("-k", *_):
                 return ProgramAnswer("", "killed 1 states from 1 sources and 1 destinations\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Self
 
 from cryprq_proxy.base.changes import Changes, NoChanges
 from cryprq_proxy.errors import CryprqError
@@ -18,34 +18,9 @@ from ..settings import ExitNetworkSettings
 from ..system import Withhold
 from . import pfctl
 from .exit_rules import ExitView, text
+from .main_ruleset import not_evaluated
 from .pfctl import PfError, PfRuleset
 from .programs import Run, run
-
-NOT_EVALUATED: Final = (
-    "the main ruleset of pf does not evaluate the anchors of com.apple ({}), so no rule of ours would count: put the "
-    "lines of the original /etc/pf.conf back, and load it (pfctl -f /etc/pf.conf)"
-)
-_MAIN: Final = {"scrub-anchor": "rules", "anchor": "rules", "nat-anchor": "nat"}
-"""What the main ruleset must have for `com.apple/*` -> in which list of pfctl it stands."""
-
-
-def not_evaluated(run: Run = run) -> str:
-    """A sentence where the main ruleset does not ask our anchor; empty if it does. Blocks. Raises PfError."""
-    main = pfctl.loaded_main(run)
-    lists = {"rules": main.rules, "nat": main.nat}
-    missing = [
-        f"{word} is missing"
-        for word, where in _MAIN.items()
-        if not any(line.split()[:2] == [word, '"com.apple/*"'] for line in lists[where])
-    ]
-    for line in main.rules:
-        words = line.split()
-        if words[:1] == ["anchor"] and words[1:2] == ['"com.apple/*"']:
-            break
-        if "quick" in words and words[0] in ("pass", "block"):
-            missing.append(f'"{line[:80]}" stands in front of them')
-            break
-    return NOT_EVALUATED.format(", ".join(missing)) if missing else ""
 
 
 class MacExitFilter(Fact):

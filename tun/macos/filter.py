@@ -34,7 +34,7 @@ from ..routing.lan import Uplink
 from ..system import Count
 from . import networks, pfctl
 from .closing import Closing, Stage
-from .exit_filter import not_evaluated
+from .main_ruleset import not_evaluated
 from .open_connections import observe
 from .pf_rules import CLOSED, COUNTERS, Opened, anchor_rules, refuse
 from .pf_states import Reasons, read_states, to_kill

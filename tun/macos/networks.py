@@ -115,9 +115,11 @@ class MacState:
         return next((one for one in scoped if not self.is_tunnel(one.interface)), None)
 
     def is_tunnel(self, name: str) -> bool:
-        """Whether it is a utun: ours or another VPN's."""
+        """Whether it is a utun or the ipsec of a VPN: ours or another's. A ppp may be a modem."""
         interface = self.interface(name)
-        return interface is not None and "POINTOPOINT" in interface.flags and name.startswith("utun")
+        return (
+            interface is not None and "POINTOPOINT" in interface.flags and name.startswith(("utun", "ipsec"))
+        )
 
     def uplink(self, version: int, own: str) -> Uplink | None:
         route = self.default(version, own)

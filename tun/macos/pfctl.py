@@ -33,6 +33,7 @@ _NO_REFERENCES: Final = "No pf starter references held"
 _OUR_PROGRAM: Final = "pfctl"
 _MAX_TOKENS: Final = 256
 """That the journal keeps."""
+_FAILED: Final = re.compile(r"^pfctl: ", re.MULTILINE)
 NOISE: Final = re.compile(r"(No ALTQ support in kernel|ALTQ related functions disabled)\s*")
 
 
@@ -120,6 +121,11 @@ def loaded_main(run: Run = run) -> PfRuleset:
     return PfRuleset(*(_lines(_ask(run, "-s", what)) for what in ("rules", "nat")))
 
 
+def children(parent: str, run: Run = run) -> tuple[str, ...]:
+    """The full names of the anchors below one, in the order in which pf asks them."""
+    return tuple(sorted(_lines(_ask(run, "-a", parent, "-s", "Anchors"))))
+
+
 def counted(anchor: str, run: Run = run) -> dict[str, Count]:
     """What the rules of each label in the anchor have seen since they were loaded."""
     found: dict[str, Count] = {}
@@ -162,14 +168,20 @@ def _told_plainly(run: Run) -> Run:
 
     def told(command: Command) -> ProgramAnswer:
         answer = run(command)
-        return answer._replace(err=NOISE.sub("", answer.err)) if answer.code else answer
+        return answer._replace(err=NOISE.sub("", answer.err))
 
     return told
 
 
 def _ask(run: Run, *arguments: str) -> str:
+    """pfctl ends with 0 also where it could not look, so its complaint counts: nothing said is not nothing there."""
+
+    def strict(command: Command) -> ProgramAnswer:
+        answer = _told_plainly(run)(command)
+        return answer._replace(code=answer.code or 1) if _FAILED.search(answer.err) else answer
+
     try:
-        return ask(_told_plainly(run), "pfctl", *arguments)
+        return ask(strict, "pfctl", *arguments)
     except CryprqError as error:
         raise PfError(_sentence(error)) from None
 
@@ -202,7 +214,8 @@ class _Undoing:
     def __call__(self, entry: Entry) -> None:
         match entry:
             case {"anchor": str(anchor)} if anchor in ANCHORS.values():
-                if same_boot(entry) and loaded(anchor, self._run):
+                # Without a look: emptying what is empty harms nothing, and a look may fail.
+                if same_boot(entry):
                     flush(anchor, self._run)
             case {"token": str(token)} if isinstance(entry.get("before", []), list):
                 known, self._known = self._known, bool(token)

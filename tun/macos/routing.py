@@ -36,7 +36,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from ..firewall.filter_settings import ExitEndpoint
 from ..journal import Record
 from ..reconciler import Fact
-from ..routing.lan import Lan, Network, Uplink
+from ..routing.lan import PRIVATE, Lan, Network, Uplink, within
 from ..settings import TunnelSettings
 from ..system import LanChanged, Routing
 from . import networks
@@ -303,11 +303,14 @@ class DivertingRoutes(Fact):
 
 
 def diverting(state: MacState, wanted: Sequence[WantedRoute], own: str) -> Iterator[MacRoute]:
-    """Routes by a gateway that are more specific than ours into the tunnel, and are none of ours."""
+    """Routes that are more specific than ours into the tunnel, and are none of ours: by a gateway, or on a link that
+    has no address of theirs."""
     prefixes = {route.prefix for route in wanted}
     tunnelled = [route.prefix for route in wanted if route.device]
     for route in state.routes:
-        if route.scoped or route.cloned or route.interface == own or route.next_hop is None:
+        if route.scoped or route.cloned or route.interface == own or "R" in route.flags:
+            continue
+        if route.next_hop is None and _is_usual(route, state):
             continue
         if route.prefix in prefixes or not route.prefix.prefixlen:
             continue
@@ -316,3 +319,16 @@ def diverting(state: MacState, wanted: Sequence[WantedRoute], own: str) -> Itera
             for one in tunnelled
         ):
             yield route
+
+
+def _is_usual(route: MacRoute, state: MacState) -> bool:
+    """Whether a route without a gateway is one of an address of its interface, of a private range, or of a group."""
+    interface = state.interface(route.interface)
+    nets = () if interface is None else tuple(one.network for one in interface.addresses)
+    base = route.prefix.network_address
+    return (
+        within(route.prefix, (*nets, *PRIVATE))
+        or base.is_multicast
+        or base.is_loopback
+        or str(base) == "255.255.255.255"
+    )

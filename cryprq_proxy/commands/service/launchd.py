@@ -14,7 +14,8 @@ import os
 import plistlib
 import pwd
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +24,8 @@ from ...base.log import one_line
 from ...base.owners import user_name
 from ...base.program import to_run_as_root
 from ...base.systemd import call
+from ...config.client import ClientConfig, load_client
+from ...config.exit import ExitConfig, load_exit
 from ...errors import ConfigError, CryprqError, reason_of
 from .install import Done, next_line, place
 from .move import has_role
@@ -34,6 +37,9 @@ FILES: Final = 10_240
 """Open files: launchd gives 256, which is too few for an exit."""
 END_SECONDS: Final = 60
 """From SIGTERM to SIGKILL: streams finish, and system-wide mode is undone."""
+_MARGIN: Final = 5
+_POLL: Final = 0.1
+"""Seconds between two looks at a job that ends: launchd tells nobody."""
 _STATE: Final = re.compile(r"^\s+(state|pid|last exit code) = (.+)$", re.MULTILINE)
 
 
@@ -48,13 +54,12 @@ class Daemon(NamedTuple):
 
 
 def daemon_of(kind: Kind, called: Path, user: str, home: Path, packets: bool) -> Daemon:
-    if kind == "tun":
-        arguments = [str(called), "--tun", "--experimental"]
-    else:
-        arguments = [str(called), "exit", *(["--tun", "--experimental"] if packets else [])]
+    arguments = ["--tun"] if kind == "tun" else ["exit", *(["--tun"] if packets else [])]
     label = LABELS[kind]
     logs = Path("/var/log") if user == "root" else home / "Library" / "Logs"
-    return Daemon(label, arguments, user, home, logs / f"{label.replace('org.cryprq.', 'cryprq-')}.log")
+    return Daemon(
+        label, [str(called), *arguments], user, home, logs / f"{label.replace('org.cryprq.', 'cryprq-')}.log"
+    )
 
 
 def daemon_text(daemon: Daemon) -> str:
@@ -90,13 +95,13 @@ def install_daemon(kind: Kind, packets: bool) -> Done:
     directory = paths.ROOTS_CONFIG if owner.pw_uid == 0 else Path(owner.pw_dir) / ".config" / "cryprq"
     if kind == "tun" and not has_role(directory, "client"):
         raise ConfigError(f"there is no client.toml in {directory}: {to_run_as_root('join')} makes it first")
+    if as_root:
+        _need_consent(kind, directory)
     called = program()
     daemon = daemon_of(kind, called, owner.pw_name, Path(owner.pw_dir), packets)
     place(file, daemon_text(daemon))
     if known:
-        # One that is not loaded is as good as one that has ended.
-        with contextlib.suppress(CryprqError):
-            _launchctl("bootout", f"system/{daemon.label}")
+        end_job(f"system/{daemon.label}")
     _launchctl("bootstrap", "system", str(file))
     lines = [f"{file} is written, and launchd runs it as {daemon.user}; its log is {daemon.log}"]
     if called.resolve().stat().st_uid not in (0, owner.pw_uid):
@@ -104,6 +109,32 @@ def install_daemon(kind: Kind, packets: bool) -> Done:
             f"note: the service runs {called}, which {user_name(called.resolve().stat().st_uid)} can change"
         )
     return Done(lines, next_line(kind, ready=True))
+
+
+def _need_consent(kind: Kind, directory: Path) -> None:
+    """Raises ConfigError unless the configuration says that system-wide mode is to be tried here, and where it is
+    damaged: a service starts it at every boot."""
+    file = directory / ("client.toml" if kind == "tun" else "exit.toml")
+    load: Callable[[Path], ClientConfig | ExitConfig] = load_client if kind == "tun" else load_exit
+    if not (file.exists() and load(file).tun.experimental):
+        raise ConfigError(
+            "system-wide mode has not been proved on macOS yet: read docs/macos.md, and write experimental = true into "
+            f"[tun] of {file} if a service is to start it at every boot"
+        )
+
+
+def end_job(target: str) -> None:
+    """Let launchd forget a job, and wait until it has ended: before, launchd takes no other one of that name. Raises
+    CryprqError for one that does not end."""
+    # One that is not loaded is as good as one that has ended.
+    call(["launchctl", "bootout", target])
+    give_up = time.monotonic() + END_SECONDS + _MARGIN
+    while call(["launchctl", "print", target]).returncode == 0:
+        if time.monotonic() >= give_up:
+            raise CryprqError(
+                f"{target} does not end: look at it with launchctl print {target}, and try again"
+            )
+        time.sleep(_POLL)
 
 
 def _owner(name: str) -> pwd.struct_passwd:
@@ -128,8 +159,7 @@ def remove_daemons(kind: Kind | None) -> list[str]:
         raise ConfigError(f"a service of the whole Mac is root's: {to_run_as_root('service uninstall')}")
     lines = []
     for each, file in wanted:
-        with contextlib.suppress(CryprqError):
-            _launchctl("bootout", f"system/{LABELS[each]}")
+        end_job(f"system/{LABELS[each]}")
         try:
             file.unlink()
         except OSError as error:

@@ -5,7 +5,6 @@ And what a `join` does where the service was installed before there was an exit 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ...config.client import load_client
 from ...errors import ConfigError, CryprqError, reason_of
 from . import units
 from .install import Done, installed, next_line, place, refuse_running
+from .launchd import end_job
 from .manager import launchd
 from .move import has_role
 from .units import OWN_PROXY, SERVICES, Service, Start, check_ours, program, unit_text
@@ -86,9 +86,7 @@ def install_macos() -> Done:
     place(file, units.plist_text(program(), Path.home() / "Library" / "Logs" / "cryprq-proxy.log"))
     if ready:
         if known:
-            # One that is not loaded is as good as one that has ended.
-            with contextlib.suppress(CryprqError):
-                launchd("bootout", file)
+            end_job(f"gui/{os.getuid()}/{units.LABEL}")
         launchd("bootstrap", file)
     return Done([f"{file} is written, and launchd starts it at the login"], next_line("proxy", ready))
 

@@ -27,6 +27,7 @@ from cryprq_proxy.commands.service.units import Kind
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 ROOT = Path(__file__).resolve().parents[3]
+PEER = "a" * 51 + "q"
 SAMPLE = Path("/opt/cryprq-proxy/.venv/bin/cryprq-proxy")
 PRINTED = """system/{label} = {{
 \tactive count = 1
@@ -45,6 +46,9 @@ class Launchd:
     """What launchd has loaded, and what it was told."""
 
     def __init__(self) -> None:
+        self.lingers = 0
+        """Looks for which a job that was booted out still ends."""
+        self._ending: dict[str, int] = {}
         self.loaded: set[str] = set()
         self.words: list[str] = []
 
@@ -54,7 +58,7 @@ class Launchd:
         match command[1:]:
             case ["bootstrap", "system", file]:
                 label = plistlib.loads(Path(file).read_bytes())["Label"]
-                if label in self.loaded:
+                if label in self.loaded or self._ending.get(label):
                     return self._said(5, "Bootstrap failed: 5: Input/output error")
                 self.loaded.add(label)
                 return self._said(0)
@@ -62,10 +66,13 @@ class Launchd:
                 if place.removeprefix("system/") not in self.loaded:
                     return self._said(3, "Boot-out failed: 3: No such process")
                 self.loaded.discard(place.removeprefix("system/"))
+                self._ending[place.removeprefix("system/")] = self.lingers
                 return self._said(0)
             case ["print", place]:
                 label = place.removeprefix("system/")
-                if label not in self.loaded:
+                if label not in self.loaded and self._ending.get(label):
+                    self._ending[label] -= 1
+                elif label not in self.loaded:
                     return self._said(113, f'Could not find service "{label}" in domain for system')
                 return self._said(0, out=PRINTED.format(label=label))
         raise AssertionError(command)
@@ -86,6 +93,11 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launchd:
     return played
 
 
+def consent(role: str, more: str = "", experimental: str = "true") -> None:
+    paths.ROOTS_CONFIG.mkdir(exist_ok=True)
+    (paths.ROOTS_CONFIG / f"{role}.toml").write_text(f"{more}[tun]\nexperimental = {experimental}\n")
+
+
 def told(kind: Kind) -> dict[str, object]:
     found: dict[str, object] = plistlib.loads((launchd.DAEMONS / f"{LABELS[kind]}.plist").read_bytes())
     return found
@@ -96,10 +108,18 @@ def test_an_exit(packets: bool, mac: Launchd, monkeypatch: pytest.MonkeyPatch) -
     """It runs as who called sudo, with the keys that this person has tried; packets need root."""
     person = pwd.getpwnam("nobody")
     monkeypatch.setenv("SUDO_USER", person.pw_name)
+    if packets:
+        with pytest.raises(
+            ConfigError,
+            match=r"not been proved on macOS yet.*experimental = true into \[tun\] of .*exit\.toml",
+        ):
+            install_daemon("exit", packets)
+        assert not mac.words and not launchd.DAEMONS.exists()
+        consent("exit")
     install_daemon("exit", packets)
     found = told("exit")
     assert found["UserName"] == ("root" if packets else person.pw_name)
-    assert found["ProgramArguments"] == ["/bin/sh", "exit", *(["--tun", "--experimental"] if packets else [])]
+    assert found["ProgramArguments"] == ["/bin/sh", "exit", *(["--tun"] if packets else [])]
     assert found["RunAtLoad"] is True
     assert found["KeepAlive"] == {"SuccessfulExit": False}
     assert found["SoftResourceLimits"] == {"NumberOfFiles": FILES}
@@ -125,10 +145,13 @@ def test_system_wide_mode_needs_a_configuration_first(mac: Launchd, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"no client\.toml in .*join"):
         install_daemon("tun", False)
     assert not mac.words
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/client.toml").write_text("")
+    consent("client", f'peer = "cryprq://{PEER}@192.0.2.1:4433"\n', experimental="false")
+    with pytest.raises(ConfigError, match="not been proved on macOS yet"):
+        install_daemon("tun", False)
+    assert not mac.words
+    consent("client", f'peer = "cryprq://{PEER}@192.0.2.1:4433"\n')
     install_daemon("tun", False)
-    assert told("tun")["ProgramArguments"] == ["/bin/sh", "--tun", "--experimental"]
+    assert told("tun")["ProgramArguments"] == ["/bin/sh", "--tun"]
     assert told("tun")["UserName"] == "root"
 
 
@@ -146,6 +169,20 @@ def test_the_commands(
     assert "org.cryprq.exit is removed" in said
     assert run_command(["service", "uninstall", "exit"]) == 2
     assert run_command(["service", "install", "tun", "--tun"]) == 2
+
+
+def test_the_old_job_has_ended_before_the_new_one_is_loaded(
+    mac: Launchd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else launchd refuses the new one, and nothing runs."""
+    monkeypatch.setattr(launchd, "_POLL", 0)
+    install_daemon("exit", False)
+    mac.lingers = 3
+    install_daemon("exit", False)
+    assert mac.loaded == {"org.cryprq.exit"}
+    monkeypatch.setattr(launchd, "END_SECONDS", -launchd._MARGIN)
+    with pytest.raises(CryprqError, match="does not end"):
+        install_daemon("exit", False)
 
 
 def test_only_root(mac: Launchd, monkeypatch: pytest.MonkeyPatch) -> None:

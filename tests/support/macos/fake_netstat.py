@@ -1,4 +1,5 @@
-"""netstat(1), as far as `-rn` shows the routing tables: the columns of macOS 10.15 and newer."""
+"""netstat(1), as far as `-rn` shows the routing tables, in the columns of macOS 10.15 and newer, and `-p tcp` that no
+connection is open."""
 
 from __future__ import annotations
 
@@ -13,21 +14,27 @@ USAGE = (
     "\tnetstat [-gilns] [-f address_family]\n"
     "\tnetstat -r [-Aaln] [-f address_family]\n"
 )
+_CONNECTIONS = "Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)"
 _FAMILIES = {"inet": (4,), "inet6": (6,), "": (4, 6)}
 _TITLES = {4: "Internet:", 6: "Internet6:"}
 _WIDTHS = {4: (18, 18, 15, 9), 6: (39, 39, 20, 7)}
 
 
 def main(argv: Sequence[str], stdin: str, mac: FakeMac) -> Answer:
-    flags, family, given = "", "", list(argv[1:])
+    flags, family, protocol, given = "", "", "", list(argv[1:])
     while given:
         word = given.pop(0)
         if word == "-f" and given:
             family = given.pop(0)
+        elif word == "-p" and given and given[0] == "tcp":
+            protocol = given.pop(0)
         elif word.startswith("-") and set(word[1:]) <= set("rnlaW"):
             flags += word[1:]
         else:
             return Answer(1, "", f"netstat: {word}: unknown or uninstrumented protocol\n{USAGE}")
+    if protocol:
+        # No connection is open on this Mac.
+        return Answer(0, f"Active Internet connections (including servers)\n{_CONNECTIONS}\n")
     if family not in _FAMILIES or "r" not in flags or "n" not in flags:
         return Answer(1, "", USAGE)
     routes = mac.read().routes

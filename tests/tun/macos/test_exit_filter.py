@@ -12,8 +12,9 @@ import pytest
 from cryprq_proxy.errors import CryprqError
 from tests.support.pf_program import FOREIGN, TOKEN, PfProgram
 from tun.macos import pfctl
-from tun.macos.exit_filter import MacExitFilter, not_evaluated
+from tun.macos.exit_filter import MacExitFilter
 from tun.macos.exit_rules import ExitView, Outward
+from tun.macos.main_ruleset import not_evaluated
 from tun.macos.pfctl import PfError
 from tun.macos.programs import ProgramAnswer
 from tun.settings import ExitNetworkSettings

@@ -63,7 +63,8 @@ async def test_a_killed_client_is_found_until_it_is_undone(mac: Asked) -> None:
 
 def test_a_killed_exit_is_found_until_it_is_undone(mac: Asked) -> None:
     pfctl.load(pfctl.ANCHORS["exit"], "nat on en0 inet from 198.18.0.0/16 to any -> (en0)\n", mac.run)
-    left = f"an earlier --tun has left the anchor com.apple/cryprq-proxy-exit of the packet filter: {leftovers.REMEDY}"
+    anchor = "the anchor com.apple/010.cryprq-proxy-exit of the packet filter"
+    left = f"an earlier --tun has left {anchor}: {leftovers.REMEDY}"
     assert leftovers.left_by_any() == left and leftovers.left_by_client() == ""
     pfctl.flush(pfctl.ANCHORS["exit"], mac.run)
     assert leftovers.left_by_any() == ""

@@ -11,7 +11,7 @@ from cryprq_proxy.errors import CryprqError
 from tests.support.pf_program import FOREIGN, NOISE, TOKEN, PfProgram
 from tun.macos import pfctl
 from tun.macos.pfctl import ANCHORS, PfError, Reference
-from tun.macos.programs import ProgramAnswer
+from tun.macos.programs import Command, ProgramAnswer
 
 ANCHOR = ANCHORS["exit"]
 
@@ -106,7 +106,7 @@ def test_nothing_is_undone_after_a_reboot(program: PfProgram) -> None:
         {"kind": "pf", "token": "", "before": "x"},
         {"kind": "pf"},
         {"kind": "pf", "anchor": "com.apple"},
-        {"kind": "pf", "anchor": ["com.apple/cryprq-proxy"]},
+        {"kind": "pf", "anchor": ["com.apple/010.cryprq-proxy"]},
     ],
 )
 def test_a_damaged_entry_changes_nothing(entry: dict[str, Any], program: PfProgram) -> None:
@@ -168,3 +168,29 @@ def test_references(program: PfProgram) -> None:
 def test_states_are_killed_by_source_or_by_both_ends(program: PfProgram) -> None:
     pfctl.kill_states([("198.18.0.0/16",), ("192.0.2.1", "192.0.2.2")], program)
     assert program.asked == ["-k 198.18.0.0/16", "-k 192.0.2.1 -k 192.0.2.2"]
+
+
+def test_a_look_that_failed_is_not_nothing() -> None:
+    """pfctl of macOS ends with 0 then, and complains only."""
+
+    def busy(command: Command) -> ProgramAnswer:
+        return ProgramAnswer("", "No ALTQ support in kernel\npfctl: DIOCGETRULES: Resource busy\n", 0)
+
+    for look in (
+        lambda: pfctl.loaded(pfctl.ANCHORS["client"], busy),
+        lambda: pfctl.state_lines(busy),
+        lambda: pfctl.enabled(busy),
+    ):
+        with pytest.raises(PfError, match="Resource busy"):
+            look()
+
+
+def test_undo_empties_an_anchor_that_cannot_be_looked_at() -> None:
+    asked: list[str] = []
+
+    def run(command: Command) -> ProgramAnswer:
+        asked.append(" ".join(command.argv))
+        return ProgramAnswer("")
+
+    pfctl.undoers(run)[pfctl.KIND]({"kind": pfctl.KIND, "anchor": pfctl.ANCHORS["client"]})
+    assert asked == [f"pfctl -a {pfctl.ANCHORS['client']} -F all"]

@@ -62,6 +62,7 @@ OPTIONS: list[Callable[[], dict[str, Any]]] = [
     dict,
     lambda: {"lan": False, "exclude_uids": ((501, 501),)},
     lambda: {"kill_switch": False, "leave_resolver": True},
+    lambda: {"keep_inbound": True},
 ]
 
 
