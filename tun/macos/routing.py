@@ -36,7 +36,7 @@ from cryprq_proxy.errors import ConfigError, CryprqError
 from ..firewall.filter_settings import ExitEndpoint
 from ..journal import Record
 from ..reconciler import Fact
-from ..routing.lan import PRIVATE, Lan, Network, Uplink, within
+from ..routing.lan import Lan, Network, Uplink, within
 from ..settings import TunnelSettings
 from ..system import LanChanged, Routing
 from . import networks
@@ -48,6 +48,18 @@ _log = logging.getLogger(__name__)
 
 MAX_NAMED: Final = 3
 """Routes that one log line names."""
+_NOT_FORWARDED: Final[tuple[Network, ...]] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "::1/128",
+        "169.254.0.0/16",  # link-local: RFC 3927
+        "fe80::/10",
+        "224.0.0.0/4",  # groups
+        "ff00::/8",
+        "255.255.255.255/32",
+    )
+)
 
 
 class MacRoutes(Routing):
@@ -303,8 +315,8 @@ class DivertingRoutes(Fact):
 
 
 def diverting(state: MacState, wanted: Sequence[WantedRoute], own: str) -> Iterator[MacRoute]:
-    """Routes that are more specific than ours into the tunnel, and are none of ours: by a gateway, or on a link that
-    has no address of theirs."""
+    """Routes that are more specific than ours into the tunnel, and are none of ours: by a gateway, or on a link with
+    no network of theirs."""
     prefixes = {route.prefix for route in wanted}
     tunnelled = [route.prefix for route in wanted if route.device]
     for route in state.routes:
@@ -322,13 +334,8 @@ def diverting(state: MacState, wanted: Sequence[WantedRoute], own: str) -> Itera
 
 
 def _is_usual(route: MacRoute, state: MacState) -> bool:
-    """Whether a route without a gateway is one of an address of its interface, of a private range, or of a group."""
+    """Whether a route without a gateway is one that each Mac has: to a network of its interface's addresses, or to
+    what no router forwards. One to another private range is not: its packets are held in as those of any other."""
     interface = state.interface(route.interface)
     nets = () if interface is None else tuple(one.network for one in interface.addresses)
-    base = route.prefix.network_address
-    return (
-        within(route.prefix, (*nets, *PRIVATE))
-        or base.is_multicast
-        or base.is_loopback
-        or str(base) == "255.255.255.255"
-    )
+    return within(route.prefix, (*nets, *_NOT_FORWARDED))

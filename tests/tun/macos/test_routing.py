@@ -280,6 +280,29 @@ async def test_a_pushed_route_is_named(stage: Stage) -> None:
         await diverting.put_back()
 
 
+@pytest.mark.parametrize(
+    "prefix", ["8.8.8.0/24", "10.8.0.0/16", "192.168.0.0/16", "169.0.0.0/8", "fd99::/64"]
+)
+async def test_a_pushed_route_on_the_link_is_named(prefix: str, stage: Stage) -> None:
+    """Nothing of it is the LAN, which is the networks of this machine's addresses, so the filter holds it in."""
+    routes = await stage.up()
+    (diverting,) = routes.facts(lambda: ())
+    with stage.mac.change() as state:
+        state.routes.append(Route(prefix, "link#6", WIFI, "UCS"))
+    assert f"the route to {prefix} by en0 of another program" in await diverting.look()
+
+
+@pytest.mark.parametrize(
+    "prefix", ["192.168.1.0/24", "192.168.1.40/32", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"]
+)
+async def test_what_each_mac_has_on_the_link_is_not_named(prefix: str, stage: Stage) -> None:
+    routes = await stage.up()
+    (diverting,) = routes.facts(lambda: ())
+    with stage.mac.change() as state:
+        state.routes.append(Route(prefix, "link#6", WIFI, "UmCS"))
+    assert await diverting.look() == ""
+
+
 # --- bad input ---
 
 
