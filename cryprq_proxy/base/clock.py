@@ -15,9 +15,16 @@ def _which() -> int:
     return time.CLOCK_MONOTONIC_RAW if sys.platform == "darwin" else time.CLOCK_MONOTONIC
 
 
-_CLOCK: Final = _which()
+CLOCK: Final = _which()
+"""Its number in clock_gettime(2), for another process that is to run by it."""
 
 
 def clock() -> float:
     """Seconds since the machine started, or since another moment that stays the same."""
-    return time.clock_gettime(_CLOCK)
+    return time.clock_gettime(CLOCK)
+
+
+def filter_clock() -> float:
+    """That by which the packet filter of this system closes what is open for a time: in a sleep the timers of Linux's
+    stand still, and what closes that of macOS counts it too."""
+    return clock() if sys.platform == "darwin" else time.monotonic()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Final
 from msgspec import structs
 
 from ..address import Destination, reachable
+from ..base.clock import filter_clock
 from ..base.log import set_level
 from ..base.tasks import spawn
 from ..base.text import counted
@@ -156,7 +156,7 @@ class RunningClient(Actions):
         self._forwards: Forwards | None = None
         self._listener: MixedListener | None = None
         self._pause_until = 0.0
-        """By time.monotonic, which stands still in a suspend as the filter does."""
+        """By the filter's clock."""
         self.work: LookAtWork = no_work
         """That of the proxy's port."""
         self._pac = ""
@@ -196,7 +196,7 @@ class RunningClient(Actions):
 
     def _pause_left(self) -> int:
         """Whole seconds."""
-        return math.ceil(max(self._pause_until - time.monotonic(), 0))
+        return math.ceil(max(self._pause_until - filter_clock(), 0))
 
     async def _names_problem(self) -> str:
         if not self._config.tun.enabled:
@@ -323,7 +323,7 @@ class RunningClient(Actions):
 
     async def pause(self, seconds: int) -> None:
         await self._tun.pause(seconds)
-        self._pause_until = time.monotonic() + seconds
+        self._pause_until = filter_clock() + seconds
 
     async def open_page(self, _: str) -> dict[str, object]:
         """The command PAGE of the control socket."""

@@ -47,3 +47,13 @@ def test_which_clock_counts_the_sleep(
 def test_it_runs() -> None:
     before = clock.clock()
     assert before <= clock.clock() < before + 60
+
+
+def test_the_filters_of_the_systems_differ_in_a_sleep(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers of Linux's kernel run by time.monotonic; the process that closes on macOS runs by this clock."""
+    monkeypatch.setattr(time, "monotonic", lambda: 7.5)
+    for platform, shown in (("linux", 7.5), ("darwin", 5.5)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert importlib.reload(clock).filter_clock() == shown

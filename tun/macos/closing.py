@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
 
+from cryprq_proxy.base.clock import CLOCK
 from cryprq_proxy.errors import reason_of
 
 from . import programs
@@ -27,6 +28,8 @@ MAX_STAGES: Final = 4
 _PATIENCE: Final = 10.0
 """Seconds for the process to begin."""
 _ATTEMPTS: Final = 10
+_LOOK: Final = 1.0
+"""Seconds between two looks at the clock: what is open stays so for no longer after the machine has slept."""
 _ROOT: Final = Path(__file__).parents[2]
 
 
@@ -34,7 +37,7 @@ class Stage(NamedTuple):
     """What stands in the anchor from a time on."""
 
     at: float
-    """Of CLOCK_MONOTONIC, which all processes share, and which stands still while the machine sleeps."""
+    """By `clock`, which all processes share, and which goes on while the machine sleeps."""
     text: str
 
 
@@ -55,6 +58,7 @@ class Closing:
             "pfctl": programs.PATHS["pfctl"],
             "anchor": anchor,
             "mark": mark,
+            "clock": CLOCK,
             "stages": [list(stage) for stage in stages[:MAX_STAGES]],
         }
         try:
@@ -98,7 +102,7 @@ class Closing:
 def close_in_time(given: dict[str, Any], run: programs.Run) -> None:
     """What the process does: wait, look, replace."""
     for at, text in given["stages"]:
-        time.sleep(max(at - time.monotonic(), 0))
+        _wait_until(at, given["clock"])
         for attempt in range(_ATTEMPTS):
             try:
                 if f'"{given["mark"]}"' not in ask(run, "pfctl", "-a", given["anchor"], "-s", "rules"):
@@ -107,6 +111,13 @@ def close_in_time(given: dict[str, Any], run: programs.Run) -> None:
                 break
             except ProgramError:
                 time.sleep(min(attempt + 1, 5))
+
+
+def _wait_until(at: float, number: int) -> None:
+    """Until that clock of clock_gettime(2) shows `at`. time.sleep stands still in a sleep of the machine, so it is
+    looked at again and again."""
+    while (left := at - time.clock_gettime(number)) > 0:
+        time.sleep(min(left, _LOOK))
 
 
 def main(source: IO[str], sink: IO[str]) -> None:

@@ -18,12 +18,12 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, Protocol, Self
 
+from cryprq_proxy.base.clock import clock as base_clock
 from cryprq_proxy.errors import LocalError
 from cryprq_proxy.process.actions import MAX_PAUSE
 
@@ -98,14 +98,14 @@ class PfFilter:
         ours: bool,
         keep_inbound: bool = False,
         run: Run = run,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = base_clock,
         closing: StartClosing = Closing.start,
     ) -> Self:
         """Write the anchor to the journal, fill it, in place of what an earlier run left behind, and enable pf.
 
         `record` is the journal's; `ours` says that an older entry of the journal names the anchor. `keep_inbound`:
-        connections from outside, those open now included, go on past the tunnel. `clock` must be that of time.monotonic
-        where `closing` starts a process.
+        connections from outside, those open now included, go on past the tunnel. `clock` must be that of
+        base/clock.py where `closing` starts a process.
 
         Raises ConfigError for what pf cannot do, and PfError where the main ruleset asks no anchor of ours; then
         nothing was changed.

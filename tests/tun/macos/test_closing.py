@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cryprq_proxy.base.clock import CLOCK, clock
 from tests.support.macos.machine import FakeMac
 from tests.support.pages import ROOT
 from tests.support.programs import until
@@ -48,7 +49,7 @@ class Anchor:
 
 
 def given(*texts: str) -> dict[str, Any]:
-    return {"anchor": ANCHOR, "mark": "open-1", "stages": [[0.0, text] for text in texts]}
+    return {"anchor": ANCHOR, "mark": "open-1", "clock": CLOCK, "stages": [[0.0, text] for text in texts]}
 
 
 def test_each_end_has_its_text() -> None:
@@ -72,7 +73,38 @@ def test_a_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     anchor = Anchor(OPEN)
     anchor.failures = 2
     close_in_time(given(SHUT), anchor)
-    assert anchor.loaded == [SHUT] and waits == [0, 1, 2]
+    assert anchor.loaded == [SHUT] and waits == [1, 2]
+
+
+def test_a_sleep_of_the_machine_lengthens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is frozen with the machine, and knows nothing of the hour that has passed when it wakes."""
+    now, awake = 100.0, 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now, awake
+        now += seconds if awake else seconds + 3600
+        awake += seconds
+
+    monkeypatch.setattr(time, "clock_gettime", lambda number: now if number == CLOCK else 0.0)
+    monkeypatch.setattr(time, "sleep", sleep)
+    anchor = Anchor(OPEN)
+    close_in_time(given() | {"stages": [[160.0, SHUT]]}, anchor)
+    assert anchor.loaded == [SHUT] and 0 < awake <= 2
+
+
+def test_nothing_closes_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        assert anchor.rules == OPEN
+
+    monkeypatch.setattr(time, "clock_gettime", lambda number: now if number == CLOCK else 1e9)
+    monkeypatch.setattr(time, "sleep", sleep)
+    anchor = Anchor(OPEN)
+    close_in_time(given() | {"stages": [[160.0, SHUT]]}, anchor)
+    assert anchor.loaded == [SHUT] and now == 160
 
 
 def test_nothing_is_waited_for_before_all_is_known() -> None:
@@ -89,7 +121,7 @@ def test_a_process_closes_by_the_program_that_it_is_told(
     root = mac.install()
     monkeypatch.setattr(programs, "PATHS", {name: f"{root}{path}" for name, path in PATHS.items()})
     mac.answer(["/sbin/pfctl", "-a", ANCHOR, "-f", "-"], OPEN)
-    closing = Closing.start(ANCHOR, "open-1", [Stage(time.monotonic(), SHUT)])
+    closing = Closing.start(ANCHOR, "open-1", [Stage(clock(), SHUT)])
     closing._process.wait(60)
     assert mac.read().pf.anchors[ANCHOR].rules == "block return out quick all\n"
     closing.stop()
@@ -97,7 +129,7 @@ def test_a_process_closes_by_the_program_that_it_is_told(
 
 @pytest.mark.process
 def test_one_that_is_stopped_closes_nothing(tmp_path: Path) -> None:
-    closing = Closing.start(ANCHOR, "open-1", [Stage(time.monotonic() + 3600, SHUT)])
+    closing = Closing.start(ANCHOR, "open-1", [Stage(clock() + 3600, SHUT)])
     assert closing._process.poll() is None
     closing.stop()
     assert closing._process.poll() is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cryprq_proxy.base.clock import CLOCK
 from cryprq_proxy.errors import ConfigError, CryprqError, LocalError
 from tests.support.macos.machine import FakeMac
 from tests.support.macos.pf_model import PfPacket, judge
@@ -214,6 +216,17 @@ def test_a_pause_is_closed_by_a_process_that_is_there_before(mac: PfMac) -> None
     assert timer.stopped
     found.end_pause()
     assert found.difference() == ""
+
+
+def test_a_pause_counts_the_sleep_of_the_machine(mac: PfMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock of the process that closes, or this one would open anew what that one has closed."""
+    now = 5000.0
+    monkeypatch.setattr(time, "clock_gettime", lambda number: now if number == CLOCK else 0.0)
+    found = PfFilter.up(SETTINGS, mac.record, ours=False, run=mac.run, closing=mac.closing)
+    found.pause(60)
+    assert [stage.at for stage in mac.timers[0].stages] == [5060.0]
+    now += 3600
+    assert found.paused() == 0
 
 
 def test_a_pause_goes_on_with_other_settings_and_after_a_repair(mac: PfMac) -> None:
