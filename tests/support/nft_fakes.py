@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tun.linux.firewall.nft import UnreadableAnswer
+from tun.linux.firewall.nft import NftError, UnreadableAnswer
 
 _TABLE = re.compile(r"^table inet (\w+) \{$", re.MULTILINE)
 _CHAIN = re.compile(r"^ *chain (\w+) \{$", re.MULTILINE)
@@ -28,6 +28,7 @@ class Kernel:
         self.chains: list[dict[str, Any]] = []
         """What other programs have put up, as `nft -j list chains` says it."""
         self.unreadable: set[str] = set()
+        self.failure: type[NftError] = UnreadableAnswer
         """Tables with flags: nft prints garbage for them. Writing a table anew leaves none."""
         self.before_run: Callable[[], None] = lambda: None
 
@@ -59,7 +60,7 @@ class Kernel:
             case ("list", "counters", "table", "inet", table):
                 return None if table not in self.tables else self._counted()
             case ("list", "table", "inet", table) if table in self.unreadable:
-                raise UnreadableAnswer(table)
+                raise self.failure(table)
             case ("list", "table", "inet", table) if table in self.tables:
                 chains = [{"chain": {"name": name}} for name in self.own_chains.get(table, ())]
                 return [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tun.macos.programs import Command, ProgramAnswer
 
 NOISE = "No ALTQ support in kernel\nALTQ related functions disabled\n"
+NO_RULESET = "pfctl: DIOCGETRULES: Invalid argument\n"
+"""Of an anchor that is not there, with the code 0."""
 TOKEN, FOREIGN = "15053025338191571182", "9813589183660731843"
 
 
@@ -50,10 +52,8 @@ class PfProgram:
             case ("-a", anchor, "-f", "-"):
                 self.anchors[anchor] = command.stdin
                 return ProgramAnswer("", "pfctl: Use of -f option, could result in flushing of rules\n")
-            case ("-a", anchor, "-s", "rules"):
-                return ProgramAnswer(self.anchors.get(anchor, ""), NOISE)
-            case ("-a", _, "-s", "nat"):
-                return ProgramAnswer(NOISE)
+            case ("-a", anchor, "-s", "rules" | "nat" as what):
+                return self._listed(anchor, what)
             case ("-s", "rules" | "nat" as what):
                 return ProgramAnswer(self.main[what], NOISE)
             case ("-a", anchor, "-F", "all"):
@@ -62,3 +62,8 @@ class PfProgram:
             case ("-k", *_):
                 return ProgramAnswer("", "killed 1 states from 1 sources and 1 destinations\n")
         raise AssertionError(f"unknown: {words}")
+
+    def _listed(self, anchor: str, what: str) -> ProgramAnswer:
+        if anchor not in self.anchors:
+            return ProgramAnswer("", NOISE + NO_RULESET)
+        return ProgramAnswer(self.anchors[anchor] if what == "rules" else "", NOISE)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -250,8 +250,16 @@ class KillSwitch(Fact):
     # --- looking after it ---
 
     async def look(self) -> str:
-        """Compare the table with what was written; follow the resolvers from before, which tell nobody of changes."""
-        found = await self._change(self._difference)
+        """Compare the table with what was written; follow the resolvers from before, which tell nobody of changes.
+
+        Where that cannot be done, the table is put back as if it were gone, which needs no look.
+        """
+        try:
+            found = await self._change(self._difference)
+        except Exception:
+            with suppress(CryprqError, OSError):
+                await self._restore()
+            raise
         if not found:
             await self.update()
         return found
@@ -261,10 +269,13 @@ class KillSwitch(Fact):
         return self._filter.difference()
 
     async def put_back(self) -> None:
-        await self._change(self._filter.restore)
-        self._deletions.soon()
+        await self._restore()
         if left := self._filter.pause_left():
             _log.info("the pause goes on for %d s", left)
+
+    async def _restore(self) -> None:
+        await self._change(self._filter.restore)
+        self._deletions.soon()
 
     async def _delete_ended(self) -> None:
         loop = asyncio.get_running_loop()

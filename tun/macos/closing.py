@@ -20,9 +20,9 @@ from typing import IO, Any, Final, NamedTuple, Self
 from cryprq_proxy.base.clock import CLOCK
 from cryprq_proxy.errors import reason_of
 
-from . import programs
+from . import pfctl, programs
 from .pfctl import PfError
-from .programs import Command, ProgramError, ask, change
+from .programs import ProgramError
 
 MAX_STAGES: Final = 4
 _PATIENCE: Final = 10.0
@@ -105,11 +105,12 @@ def close_in_time(given: dict[str, Any], run: programs.Run) -> None:
         _wait_until(at, given["clock"])
         for attempt in range(_ATTEMPTS):
             try:
-                if f'"{given["mark"]}"' not in ask(run, "pfctl", "-a", given["anchor"], "-s", "rules"):
+                rules = pfctl.loaded(given["anchor"], run).rules
+                if not any(f'"{given["mark"]}"' in rule for rule in rules):
                     return
-                change(run, Command(("pfctl", "-a", given["anchor"], "-f", "-"), text))
+                pfctl.load(given["anchor"], text, run)
                 break
-            except ProgramError:
+            except (PfError, ProgramError):
                 time.sleep(min(attempt + 1, 5))
 
 

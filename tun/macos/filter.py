@@ -19,7 +19,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, Protocol, Self
 
@@ -146,14 +146,33 @@ class PfFilter:
         """Put back what another program has removed or changed: see `difference`. What is left of a pause is put back
         too.
 
-        Raises PfError where the main ruleset, which is not ours, does not ask the anchor.
+        The rules are loaded also where no look works. Raises PfError where anything fails, and where the main ruleset,
+        which is not ours, does not ask the anchor.
         """
+        failed = []
+        for step in (
+            self._restore_main,
+            partial(self._load, self.settings),
+            self._enable_again,
+            self._check_main,
+        ):
+            try:
+                step()
+            except PfError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+    def _restore_main(self) -> None:
         if not_evaluated(self._run) and not any(pfctl.loaded_main(self._run)):
             # Flushed: nobody's rules stand there whom this could hurt.
             pfctl.load_main(PF_CONF, self._run)
-        self._load(self.settings)
+
+    def _enable_again(self) -> None:
         if not pfctl.enabled(self._run) or not pfctl.holds(self._token, self._run):
             self._token = pfctl.enable(self._record, self._run)
+
+    def _check_main(self) -> None:
         if (said := not_evaluated(self._run)) and self.settings.kill_switch:
             raise PfError(said)
 
@@ -234,7 +253,9 @@ class PfFilter:
 
     def _keep_counters(self) -> None:
         if self._written:
-            self._counted = self.counters()
+            # What cannot be read is lost: the rules do not wait for it.
+            with suppress(PfError):
+                self._counted = self.counters()
 
     # --- openings ---
 

@@ -34,6 +34,8 @@ _OUR_PROGRAM: Final = "pfctl"
 _MAX_TOKENS: Final = 256
 """That the journal keeps."""
 _FAILED: Final = re.compile(r"^pfctl: ", re.MULTILINE)
+_NOT_THERE: Final = re.compile(r"(pfctl: DIOCGETRULES: Invalid argument|Anchor '.*' not found\.)\s*")
+"""All that pfctl says of an anchor into which nothing was loaded, or whose rules were flushed: there is none then."""
 NOISE: Final = re.compile(r"(No ALTQ support in kernel|ALTQ related functions disabled)\s*")
 
 
@@ -113,7 +115,7 @@ def load(anchor: str, text: str, run: Run = run) -> None:
 
 def loaded(anchor: str, run: Run = run) -> PfRuleset:
     """What stands in the anchor; empty where it is not there."""
-    return PfRuleset(*(_lines(_ask(run, "-a", anchor, "-s", what)) for what in ("rules", "nat")))
+    return PfRuleset(*(_lines(_ask_anchor(run, anchor, what)) for what in ("rules", "nat")))
 
 
 def loaded_main(run: Run = run) -> PfRuleset:
@@ -122,14 +124,14 @@ def loaded_main(run: Run = run) -> PfRuleset:
 
 
 def children(parent: str, run: Run = run) -> tuple[str, ...]:
-    """The full names of the anchors below one, in the order in which pf asks them."""
-    return tuple(sorted(_lines(_ask(run, "-a", parent, "-s", "Anchors"))))
+    """The full names of the anchors below one, in the order in which pf asks them; none where it is not there."""
+    return tuple(sorted(_lines(_ask_anchor(run, parent, "Anchors"))))
 
 
 def counted(anchor: str, run: Run = run) -> dict[str, Count]:
     """What the rules of each label in the anchor have seen since they were loaded."""
     found: dict[str, Count] = {}
-    for line in _lines(_ask(run, "-a", anchor, "-s", "labels")):
+    for line in _lines(_ask_anchor(run, anchor, "labels")):
         # Label, evaluations, packets, bytes, and both once more for each direction.
         match line.split():
             case [label, _, packets, size, *_] if packets.isdecimal() and size.isdecimal():
@@ -171,6 +173,18 @@ def _told_plainly(run: Run) -> Run:
         return answer._replace(err=NOISE.sub("", answer.err))
 
     return told
+
+
+def _ask_anchor(run: Run, anchor: str, what: str) -> str:
+    """What pfctl lists of an anchor; nothing where the anchor is not there. Any other complaint is an error, and so is
+    this one behind a part of the list: then the anchor went meanwhile."""
+
+    def plain(command: Command) -> ProgramAnswer:
+        answer = run(command)
+        absent = _NOT_THERE.fullmatch(NOISE.sub("", answer.err)) and not _lines(answer.out)
+        return ProgramAnswer("") if absent else answer
+
+    return _ask(plain, "-a", anchor, "-s", what)
 
 
 def _ask(run: Run, *arguments: str) -> str:

@@ -31,6 +31,10 @@ _WITH_VALUE = "aFfkstTX"
 _ALONE = "eEdnqv"
 _SHOWN = ("rules", "nat", "states", "info", "labels", "References", "Anchors", "Tables")
 _FLUSHED = ("rules", "nat", "states", "Tables", "all")
+NO_RULESET = "pfctl: DIOCGETRULES: Invalid argument\n"
+NO_ANCHOR = "Anchor '{}' not found.\n"
+NO_TABLES = "pfctl: Anchor or Ruleset does not exist.\n"
+"""Each with the code 0: pfctl complains, and goes on."""
 
 
 class PfctlError(Exception):
@@ -84,7 +88,9 @@ def main(argv: Sequence[str], stdin: str, mac: FakeMac) -> Answer:
         return Answer(1, "", "pfctl: /dev/pf: Permission denied\n")
     try:
         if "s" in options.values and not (options.flags - {"q", "v"}):
-            return Answer(0, _show(mac.read(), options), NOISE)
+            read = mac.read()
+            absent = _absent(read.pf, options)
+            return Answer(0, "" if absent else _show(read, options), NOISE + absent)
         with mac.change() as state:
             out, err = _change(state, options, stdin)
         return Answer(0, out, NOISE + err)
@@ -101,6 +107,20 @@ def _full(name: str, options: Sequence[str]) -> str:
 
 
 # --- showing ---
+
+
+def _absent(pf: Pf, options: _Options) -> str:
+    """What is said of an anchor that is not there: nothing was ever loaded into it, or all has been flushed."""
+    path = options.values.get("a", "")
+    there = path in pf.anchors or any(each.startswith(f"{path}/") for each in pf.anchors)
+    if not path or there or f'anchor "{path}"' in pf.main.rules + pf.main.nat:
+        return ""
+    match _full(options.values["s"], _SHOWN):
+        case "rules" | "nat" | "labels":
+            return NO_RULESET
+        case "Anchors":
+            return NO_ANCHOR.format(path)
+    return ""
 
 
 def _show(state: State, options: _Options) -> str:
@@ -227,10 +247,8 @@ def _release(pf: Pf, token: str) -> str:
 
 
 def _flush(pf: Pf, path: str, what: str) -> str:
-    anchor = pf.anchors.get(path) if path else pf.main
+    anchor = (pf.anchors.get(path) or Anchor()) if path else pf.main
     said = ""
-    if anchor is None:
-        return said
     if what in ("nat", "all"):
         anchor.nat = ""
         said += "nat cleared\n"
@@ -238,14 +256,15 @@ def _flush(pf: Pf, path: str, what: str) -> str:
         anchor.rules = ""
         said += "rules cleared\n"
     if what in ("Tables", "all"):
-        said += f"{len(anchor.tables)} tables deleted.\n"
+        gone = path and anchor == Anchor()
+        said += NO_TABLES if gone else f"{len(anchor.tables)} tables deleted.\n"
         anchor.tables = {}
     if what in ("states", "all") and not path:
         said += f"{len(pf.states)} states cleared\n"
         pf.states = []
     if path and anchor == Anchor():
         # An empty ruleset that no rule names is forgotten.
-        del pf.anchors[path]
+        pf.anchors.pop(path, None)
     return said
 
 

@@ -20,12 +20,14 @@ from cryprq_proxy.status import KillSwitchStatus
 from tests.support.fake_system import FakeSystem
 from tests.support.settings import tunnel_settings
 from tests.support.settle import settle, until
+from tun import reconciler
 from tun.firewall.deletions import Deletions
 from tun.firewall.filter_settings import FilterSettings, PagePlace
 from tun.firewall.kill_switch import KillSwitch
 from tun.firewall.policy import Policy
 from tun.journal import Record
 from tun.linux.firewall.nft import NftError
+from tun.reconciler import Reconciler
 from tun.routing.exit_endpoints import ExitEndpoints
 from tun.routing.lan import Lan
 from tun.routing.tunnel_addresses import TunnelAddresses
@@ -44,6 +46,8 @@ class FakeFilter:
         self.settings = settings
         self.steps: list[str] = []
         self.stands = True
+        self.unseen: Exception | None = None
+        """What each look at the difference raises."""
         self.refusal: CryprqError | None = None
         self.held: threading.Event | None = None
         self.deletes = threading.Event()
@@ -68,6 +72,8 @@ class FakeFilter:
         return True
 
     def difference(self) -> str:
+        if self.unseen is not None:
+            raise self.unseen
         return "" if self.stands else "it was removed"
 
     def restore(self) -> None:
@@ -228,6 +234,46 @@ async def test_a_filter_that_others_removed_is_put_back(
     assert "the pause goes on for 7 s" in caplog.text
     assert await switch.look() == ""
     assert guarded.filter.steps == ["restore"]
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (NftError("nft is gone"), "nft is gone"),
+        (LookupError("no such thing"), "this is a bug: LookupError: no such thing"),
+    ],
+)
+async def test_a_filter_that_cannot_be_looked_at_is_put_back_at_each_look(
+    guarded: Guarded,
+    error: Exception,
+    trouble: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconciler, "LOOK_SECONDS", 0.0)
+    guarded.filter.stands, guarded.filter.unseen = False, error
+    kept = Reconciler([guarded.kill_switch])
+    await until(lambda: guarded.filter.steps.count("restore") > 2)
+    assert guarded.filter.stands
+    guarded.filter.refusal = CryprqError("refused")
+    await until(lambda: guarded.filter.refusal is None)
+    assert [one.trouble for one in kept.status()] == [trouble]
+    guarded.filter.unseen = None
+    await until(lambda: not kept.status()[0].trouble)
+    steps = len(guarded.filter.steps)
+    kept.wake()
+    await kept.stop()
+    assert guarded.filter.steps[steps:] == []
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"kill switch: {trouble}"]
+
+
+async def test_at_the_end_nothing_is_put_back_unseen(guarded: Guarded) -> None:
+    await guarded.kill_switch.shut()
+    guarded.filter.unseen = NftError("nft is gone")
+    with pytest.raises(CryprqError, match="being undone"):
+        await guarded.kill_switch.look()
+    assert guarded.filter.steps == []
 
 
 async def test_the_status_claims_nothing_where_nft_does_not_answer(guarded: Guarded) -> None:

@@ -57,6 +57,19 @@ def test_an_anchor_is_loaded_shown_and_flushed(mac: FakeMac) -> None:
     assert mac.snapshot() == before
 
 
+def test_an_anchor_that_is_not_there_is_complained_about_and_no_failure(mac: FakeMac) -> None:
+    before = mac.snapshot()
+    for what in ("rules", "nat", "labels"):
+        code, out, err = pfctl(mac, "-a", "com.apple/x", "-s", what)
+        assert (code, out, err.splitlines()[-1]) == (0, "", "pfctl: DIOCGETRULES: Invalid argument")
+        assert "DIOCGETRULES" not in pfctl(mac, "-s", what)[2] + pfctl(mac, "-a", "com.apple", "-s", what)[2]
+    code, out, err = pfctl(mac, "-a", "com.apple/x", "-s", "Anchors")
+    assert (code, out, err.splitlines()[-1]) == (0, "", "Anchor 'com.apple/x' not found.")
+    code, out, err = pfctl(mac, "-a", "com.apple/x", "-F", "all")
+    assert code == 0 and err.endswith("rules cleared\npfctl: Anchor or Ruleset does not exist.\n")
+    assert mac.snapshot() == before
+
+
 def test_the_systems_file_gives_its_main_ruleset_back(mac: FakeMac) -> None:
     before = mac.snapshot()
     pfctl(mac, "-F", "all")

@@ -179,6 +179,32 @@ def test_what_others_do_is_found_and_put_back(mac: PfMac, arguments: tuple[str, 
     assert not mac.lets_out(str(OUTSIDE), 443)
 
 
+@pytest.mark.parametrize("failing", ["info", "References", "rules", "nat", "labels", "any"])
+def test_rules_are_put_back_where_no_look_works(mac: PfMac, failing: str) -> None:
+    found = mac.up()
+    mac.pfctl("-a", ANCHOR, "-F", "all")
+    mac.changes.clear()
+    assert mac.lets_out(str(OUTSIDE), 443)
+
+    def busy(argv: Any, stdin: str) -> Any:
+        failed = "-s" in argv and failing in ("any", argv[-1])
+        return (0, "", "pfctl: DIOCGETRULES: Resource busy\n") if failed else None
+
+    mac.fake.stand_ins["pfctl"] = busy
+    for _ in range(3):
+        if failing == "labels":
+            found.restore()
+        else:
+            with pytest.raises(PfError, match="Resource busy"):
+                found.restore()
+    assert not mac.lets_out(str(OUTSIDE), 443)
+    assert mac.changes == [f"pfctl -a {ANCHOR} -f -"] * 3, "pf is not enabled again and again"
+    mac.fake.stand_ins.clear()
+    if found.difference():
+        found.restore()
+    assert found.difference() == "" and found.standing()
+
+
 def test_pf_that_was_disabled_and_enabled_by_another_counts_us_again(mac: PfMac) -> None:
     found = mac.up()
     mac.pfctl("-d")

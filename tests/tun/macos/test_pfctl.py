@@ -185,6 +185,39 @@ def test_a_look_that_failed_is_not_nothing() -> None:
             look()
 
 
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize(
+    "complaint", ["pfctl: DIOCGETRULES: Invalid argument\n", f"Anchor '{ANCHOR}' not found.\n"]
+)
+def test_an_anchor_that_is_not_there_is_empty(complaint: str, code: int) -> None:
+    def absent(command: Command) -> ProgramAnswer:
+        return ProgramAnswer("", NOISE + complaint, code)
+
+    assert not pfctl.loaded(ANCHOR, absent)
+    assert pfctl.counted(ANCHOR, absent) == {}
+    assert pfctl.children(ANCHOR, absent) == ()
+    with pytest.raises(PfError):
+        pfctl.loaded(
+            "", lambda command: ProgramAnswer("", f"pfctl: DIOCGETRULE: Invalid argument\n{complaint}")
+        )
+
+
+def test_the_main_ruleset_is_always_there() -> None:
+    def absent(command: Command) -> ProgramAnswer:
+        return ProgramAnswer("", "pfctl: DIOCGETRULES: Invalid argument\n")
+
+    with pytest.raises(PfError, match="Invalid argument"):
+        pfctl.loaded_main(absent)
+
+
+def test_an_anchor_that_goes_while_it_is_listed_is_not_taken_for_what_was_said() -> None:
+    def partly(command: Command) -> ProgramAnswer:
+        return ProgramAnswer("scrub in all\n", "pfctl: DIOCGETRULES: Invalid argument\n")
+
+    with pytest.raises(PfError, match="Invalid argument"):
+        pfctl.loaded(ANCHOR, partly)
+
+
 def test_undo_empties_an_anchor_that_cannot_be_looked_at() -> None:
     asked: list[str] = []
 

@@ -32,7 +32,7 @@ from ...settings import ExitNetworkSettings
 from ...system import Withhold
 from . import conntrack, nft
 from .conntrack import Choose, CtEntry
-from .nft import CLAMP, EXIT, REFUSE, Ask, Run, block, counters, name, replacing
+from .nft import CLAMP, EXIT, REFUSE, Ask, NftError, Run, block, counters, name, replacing
 from .standing import Standing
 
 type Delete = Callable[[Choose], object]
@@ -198,7 +198,12 @@ class ExitFilter(Fact):
                 # Before nft is asked: until it has answered, packets would leave with the clients' own addresses.
                 self._gone = True
                 self._withhold(True)
-            found = await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
+            try:
+                found = await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
+            except NftError:
+                self._gone = True
+                self._withhold(True)
+                raise
             self._gone = bool(found)
             self._withhold(self._gone or self._deletions.pending)
             return found

@@ -36,7 +36,7 @@ from .client_table import COUNTERS, RUN, script
 from .conntrack import Ended, Flow
 from .lockdown import AtRest
 from .marks import FIRST_MARKS, Marks, reason_of_mark
-from .nft import CLIENT, Ask, NftError, Run, UnreadableAnswer
+from .nft import CLIENT, Ask, NftError, Run
 from .open_connections import observe
 from .standing import Standing
 
@@ -136,8 +136,8 @@ class Filter:
         """What is not given stays as it is."""
         try:
             listed = self._ask("list", "table", "inet", CLIENT)
-        except UnreadableAnswer:
-            # Another program has changed it; what it held is replaced as if it were gone.
+        except NftError:
+            # Another program has changed it, or nft cannot list it: what it held is replaced as if it were gone.
             listed = None
         now = openings(listed or [])
         if pause is None:

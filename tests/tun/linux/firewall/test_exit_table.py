@@ -196,6 +196,21 @@ async def test_who_sends_is_told_when_the_table_goes_and_when_it_is_back(
     await until(lambda: not told[-1])
 
 
+async def test_a_table_that_cannot_be_looked_at_is_withheld_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "table_stands", lambda role: True)
+    kernel = Kernel()
+    told: list[bool] = []
+    table = table_in(kernel, monkeypatch, lambda choose: None)
+    table.tell(told.append)
+    kernel.unreadable.add("cryprq_exit")
+    kernel.failure = nft.NftError
+    with pytest.raises(nft.NftError):
+        await table.look()
+    assert told == [True]
+    kernel.unreadable.clear()
+    assert not await table.look() and told == [True, False]
+
+
 async def test_packets_are_withheld_until_what_began_without_the_table_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
