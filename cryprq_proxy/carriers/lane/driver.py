@@ -100,7 +100,14 @@ class LaneDriver:
         """Whether the session may have something to send."""
         self.full = False
         """Whether something waits for room in the window."""
+        self.shares = False
+        """Whether packets and datagrams count in the window: from when streams have waited for room until nothing of
+        them is in flight. The few frames of a session without streams fill no window, but what leaves beside them
+        would, and then packets were dropped each time that the keys change."""
         self.held = HeldPackets()
+        self._credit = 0
+        """Bytes of them that may leave before the next train: as many as that of the last one, so that streams and
+        packets get half of the window each where both want more."""
         self.stirred = True
         """Whether something has happened since `deadline` was read that can bring it nearer. Packets beside the streams
         cannot, and are not to pay for it."""
@@ -184,6 +191,7 @@ class LaneDriver:
             settled = recovery.acked(frame, self._carrier.lane.counter, now)
             if settled.acked:
                 streams.acked(settled.acked, now)
+                self.shares = self.shares and bool(streams.log.units)
             elif recovery.delivered != delivered:
                 streams.alive(now)
             self._lose(settled, now)
@@ -232,7 +240,7 @@ class LaneDriver:
         up = works and not self._worn and trip < inf
         if up is self.up:
             return
-        self.up, self.full, self._wants, self._probe = up, False, up, False
+        self.up, self.full, self.shares, self._wants, self._probe = up, False, False, up, False
         if not up:
             self.held.clear()
         if up:
@@ -295,17 +303,18 @@ class LaneDriver:
             while left > 0:
                 size = recovery.control.datagram = path.size
                 room = recovery.room(now) if self.up and now >= self._again_at else 0
-                if room and self.held:
+                while room and self.held and self._credit > 0:
                     left -= self._send_held(now)
                     room = recovery.room(now)
                 if left < TURN_BYTES and room < size and streams.waits:
-                    self._wants = self.full = True
+                    self._wants = self.full = self.shares = True
                     break
                 payload = size - STREAM_OVERHEAD
                 load = streams.next(room // size * payload, payload, now)
                 if load is None:
                     self._wants = streams.waits
                     self.full = self._wants and room < size
+                    self.shares = self.shares or self.full
                     if not self._wants:
                         while self.held:
                             self._send_held(now)
@@ -317,6 +326,7 @@ class LaneDriver:
                     self._wants = True
                     break
                 left -= sent
+                self._credit = min(self._credit + sent, sent)
             else:
                 self._wants = True
                 self._go_on()
@@ -327,11 +337,6 @@ class LaneDriver:
 
     # --- beside the streams ----------------------------------------------------------------------------------------
 
-    @property
-    def shares(self) -> bool:
-        """Whether packets and datagrams count in the window: streams are in flight, or wait."""
-        return self.up and (self.full or bool(self.streams.log.units))
-
     def beside(self, first: int, segment: int, size: int, now: float) -> None:
         """`size` bytes of them have left, in datagrams of `segment` bytes, with counters from `first` on."""
         self.recovery.sent(first, -(-size // segment), segment, size, now, None, eliciting=False)
@@ -341,12 +346,13 @@ class LaneDriver:
         self.held.add(data, shape, self._clock())
 
     def _send_held(self, now: float) -> int:
-        """One packet before each train. Returns its bytes."""
+        """Send the oldest. Returns its bytes."""
         item = self.held.take(now)
         if item is None:
             return 0
         self.full = False
         self._carrier.send_held(*item)
+        self._credit -= len(item[0])
         return len(item[0])
 
     # --- one load --------------------------------------------------------------------------------------------------

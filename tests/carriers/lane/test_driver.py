@@ -18,6 +18,7 @@ from cryprq_proxy.carriers.lane.driver import STUCK_SECONDS, LaneDriver
 from cryprq_proxy.errors import CloseReason
 from cryprq_proxy.lane.layout import ACK
 from cryprq_proxy.lane.slices import HEADROOM, Shape
+from cryprq_proxy.recovery.congestion import Sample
 from cryprq_proxy.recovery.received import AckFrame, encode
 from cryprq_proxy.recovery.recovery import Recovery, Settled
 from cryprq_proxy.recovery.round_trip import ACK_DELAY, RoundTrip
@@ -394,6 +395,59 @@ def test_packets_wait_for_the_window_while_streams_do_and_no_longer(begin: Begin
     for _ in range(1_000):
         assert packet(lane), "nobody waits"
     assert lane.status().sent == sent + 1_000
+
+
+def test_no_packet_waits_for_what_rotates_the_keys(begin: Begin) -> None:
+    """Frames of the session alone never fill a window, however many packets are under way beside them."""
+    stage = begin(interval=1.0)
+    stage.aired.change(delay=0.05)
+    stage.run(1.0)
+    rotated = [host.session.ledger.rotations for host in stage.network.hosts]
+    for _ in range(5_000):
+        for lane in (stage.aired.client, stage.aired.exit):
+            assert packet(lane) and packet(lane)
+        stage.run(0.001)
+    for host, before in zip(stage.network.hosts, rotated, strict=True):
+        assert host.session.ledger.rotations >= before + 4
+    assert [driver.held.dropped for driver in stage.drivers] == [0, 0]
+    assert stage.aired.exit.status().sent > 10_000 and not any(driver.held for driver in stage.drivers)
+
+
+class Steady:
+    """A congestion control that has found its rate: 100 Mbit/s."""
+
+    rate = 12.5e6
+    window = 500_000
+    datagram = 1_200
+
+    def sent(self, size: int, now: float, in_flight: int) -> None: ...
+
+    def acked(self, sample: Sample) -> None: ...
+
+    def lost(self, size: int, now: float, in_flight: int) -> None: ...
+
+    def silent(self, now: float) -> None: ...
+
+    def reset(self, now: float) -> None: ...
+
+
+@pytest.mark.parametrize(("size", "number"), [(100, 160), (1_100, 20)])
+def test_streams_and_packets_share_the_window_by_bytes(begin: Begin, size: int, number: int) -> None:
+    """More of both than fits: each gets about half, whatever the sizes of trains and packets are."""
+    stage = begin()
+    driver, lane = stage.drivers[1], stage.aired.exit
+    stage.download(40)
+    assert stage.run(5.0, lambda: driver.full)
+    driver.recovery.control = Steady()
+    streams, sent, dropped = driver.sent_bytes, 0, driver.held.dropped
+    for _ in range(500):
+        for _ in range(number):
+            assert packet(lane, size)
+        sent += number
+        stage.run(0.001)
+    streams = driver.sent_bytes - streams
+    packets = size * (sent - (driver.held.dropped - dropped))
+    assert 0.5 < packets / streams < 1.5 and packets + streams > 0.4 * Steady.rate
 
 
 def test_packets_beside_the_streams_do_not_ask_when_the_driver_is_due(
