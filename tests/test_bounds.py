@@ -97,6 +97,7 @@ from tun.dns import server as dns_server
 from tun.firewall import inbound, own_page
 from tun.linux.firewall import lockdown
 from tun.linux.resolver import resolvconf
+from tun.macos import front_anchors
 from tun.resolver import known_addresses
 from tun.routing import address_pool, lan
 
@@ -416,6 +417,9 @@ REACHED = {
     ],
     "questions in packets to servers of the programs' own choice, that wait (macOS)": [
         "tun/dns/test_packet_server.py::test_questions_in_packets_are_bounded"
+    ],
+    "anchors that other programs put in front of ours and that are looked into (macOS)": [
+        "tun/macos/test_main_ruleset.py::test_very_many_anchors_in_front_are_an_answer"
     ],
     "DNS answers kept": ["tun/dns/test_cache.py::test_bytes_are_bounded_too"],
     "names in blocklists": ["tun/dns/test_blocklist.py::test_what_a_person_must_change"],
@@ -964,6 +968,9 @@ NUMBERS: dict[str, list[float]] = {
     ],
     "questions in packets to servers of the programs' own choice, that wait (macOS)": [
         packet_server.MAX_OPEN
+    ],
+    "anchors that other programs put in front of ours and that are looked into (macOS)": [
+        front_anchors.MAX_ANCHORS
     ],
     "failed DNS questions remembered": [cache.MAX_FAILURES],
     "questions on a connection to a server, to a server of the LAN; connections of DNS over HTTPS": [

@@ -21,7 +21,7 @@ class PfProgram:
             "nat": 'nat-anchor "com.apple/*" all\nrdr-anchor "com.apple/*" all\n',
         }
         self.asked: list[str] = []
-        self.answers: dict[str, ProgramAnswer] = {}
+        self.answers = {"-v -s Anchors": ProgramAnswer("  com.apple\n  com.apple/200.AirDrop\n", NOISE)}
         """Argument list -> what is said instead."""
 
     def __call__(self, command: Command) -> ProgramAnswer:

@@ -1,24 +1,23 @@
 """Whether pf asks our anchors at all, and before all others that could let a packet pass.
 
 The main ruleset of macOS asks `com.apple/*`, in the order of the names, and ours stands before those that macOS itself
-has there. What the main ruleset asks before is looked into, anchor by anchor: a quick rule there decides before ours.
-Then nothing of ours counts, and a start is refused.
+has there. What is asked before, by the main ruleset or by its name below com.apple, is looked into, anchor by anchor
+(front_anchors.py): what decides there decides before ours. Then nothing of ours counts, and a start is refused. So it
+is where something stands in front that cannot be followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
-from . import pfctl
+from . import front_anchors, pfctl
 from .programs import Run, run
 
 NOT_EVALUATED: Final = (
-    "the main ruleset of pf does not evaluate the anchors of com.apple ({}), so no rule of ours would count: put the "
-    "lines of the original /etc/pf.conf back, and load it (pfctl -f /etc/pf.conf)"
+    "the main ruleset of pf does not evaluate the anchors of com.apple ({}), so no rule of ours would count: put "
+    "the lines of the original /etc/pf.conf back, and load it (pfctl -f /etc/pf.conf), or end the program whose anchor "
+    "it is"
 )
-MAX_ANCHORS: Final = 64
-"""Anchors in front of ours that are looked into; with more, nothing is known."""
 _OURS: Final = '"com.apple/*"'
 _MAIN: Final = {"scrub-anchor": "rules", "anchor": "rules", "nat-anchor": "nat"}
 """What the main ruleset must have for `com.apple/*` -> in which list of pfctl it stands."""
@@ -31,47 +30,17 @@ def not_evaluated(run: Run = run) -> str:
     missing = [
         f"{word} is missing"
         for word, where in _MAIN.items()
-        if not any(line.split()[:3] == [word, _OURS, "all"] for line in lists[where])
+        if not any(_asks_ours(word, line) for line in lists[where])
     ]
-    if found := next(_quick_in_front(main.rules, run), ""):
+    # Behind it, what is quick comes too late; translations come before all rules, wherever they stand.
+    front = list(main.rules)
+    at = next((at for at, line in enumerate(front) if _asks_ours("anchor", line)), len(front))
+    if found := next(front_anchors.deciding(tuple(front[: at + 1]), main.nat, run), ""):
         missing.append(f"{found} stands in front of them")
     return NOT_EVALUATED.format(", ".join(missing)) if missing else ""
 
 
-def _quick_in_front(rules: tuple[str, ...], run: Run) -> Iterator[str]:
-    """The quick rules that are asked before ours, in words."""
-    waiting: list[str] = []
-    for line in rules:
-        words = line.split()
-        if words[:3] == ["anchor", _OURS, "all"]:
-            break
-        if _is_quick(words):
-            yield f'"{line[:80]}"'
-        waiting += _anchor_of(words)
-    seen: set[str] = set()
-    while waiting:
-        name = waiting.pop(0)
-        if name in seen:
-            continue
-        seen.add(name)
-        if len(seen) > MAX_ANCHORS:
-            yield f"more than {MAX_ANCHORS} anchors, each of which may decide,"
-            return
-        if name.endswith("*"):
-            waiting += pfctl.children(name.removesuffix("*").rstrip("/"), run)
-            continue
-        for line in pfctl.loaded(name, run).rules:
-            words = line.split()
-            if _is_quick(words):
-                yield f'"{line[:80]}" of the anchor {name[:80]}'
-            waiting += [inner if "/" in inner else f"{name}/{inner}" for inner in _anchor_of(words)]
-
-
-def _is_quick(words: list[str]) -> bool:
-    """Whether the rule decides, of itself, about packets that leave."""
-    return words[:1] in (["pass"], ["block"]) and "quick" in words and words[1:2] != ["in"]
-
-
-def _anchor_of(words: list[str]) -> list[str]:
-    """The anchor that this line asks, if it asks one."""
-    return [words[1].strip('"')] if words[:1] == ["anchor"] and len(words) > 1 else []
+def _asks_ours(word: str, line: str) -> bool:
+    """Whether this line asks all anchors of com.apple about each packet."""
+    words = line.split()
+    return words[:3] == [word, _OURS, "all"] and (word == "scrub-anchor" or len(words) == 3)

@@ -123,9 +123,20 @@ def loaded_main(run: Run = run) -> PfRuleset:
     return PfRuleset(*(_lines(_ask(run, "-s", what)) for what in ("rules", "nat")))
 
 
-def children(parent: str, run: Run = run) -> tuple[str, ...]:
-    """The full names of the anchors below one, in the order in which pf asks them; none where it is not there."""
-    return tuple(sorted(_lines(_ask_anchor(run, parent, "Anchors"))))
+def listed(anchor: str, what: str, run: Run = run) -> tuple[str, ...]:
+    """One list of an anchor, `rules` or `nat`; empty where it is not there."""
+    return _lines(_ask_anchor(run, anchor, what))
+
+
+def all_anchors(run: Run = run) -> tuple[str, ...]:
+    """The full names of all anchors, also of those inside others. pfctl does not go on where one vanishes meanwhile;
+    that is an error."""
+
+    def whole(command: Command) -> ProgramAnswer:
+        answer = run(command)
+        return answer._replace(code=answer.code or 1) if "not found" in answer.err else answer
+
+    return _lines(_ask(whole, "-v", "-s", "Anchors"))
 
 
 def counted(anchor: str, run: Run = run) -> dict[str, Count]:

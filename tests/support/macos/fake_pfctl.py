@@ -144,9 +144,18 @@ def _show(state: State, options: _Options) -> str:
         case "Tables":
             return "".join(f"{name}\n" for name in sorted(anchor.tables))
         case _:
-            begin = f"{path}/" if path else ""
-            below = {each.removeprefix(begin).split("/")[0] for each in pf.anchors if each.startswith(begin)}
-            return "".join(f"  {begin}{name}\n" for name in sorted(below))
+            return "".join(f"  {name}\n" for name in _anchors(pf, path, inner="v" in options.flags))
+
+
+def _anchors(pf: Pf, path: str, *, inner: bool) -> list[str]:
+    """Those directly below one, or with all that are in them, each behind the one that it is in."""
+    begin = f"{path}/" if path else ""
+    found = set()
+    for each in pf.anchors:
+        if each.startswith(begin):
+            names = each.removeprefix(begin).split("/")
+            found |= {tuple(names[:count]) for count in range(1, len(names) + 1 if inner else 2)}
+    return [begin + "/".join(names) for names in sorted(found)]
 
 
 def shown(state: PfState) -> str:

@@ -6,13 +6,13 @@ asks no rule about a packet that has one.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from tests.support.macos.pf_grammar import parse
+from tests.support.macos.pf_names import below
 from tests.support.macos.pf_rule import Host, PfRule
 from tests.support.macos.state import Anchor, Pf
 
@@ -60,6 +60,8 @@ class Judgement:
 
 
 PASSED = Judgement(True)
+MAX_DEPTH = 64
+"""Anchors inside anchors that the kernel goes into; it passes over what lies deeper."""
 
 
 def judge(pf: Pf, packet: PfPacket) -> Judgement:
@@ -93,16 +95,19 @@ def judge(pf: Pf, packet: PfPacket) -> Judgement:
 
 
 class _Walk:
-    """Through all rulesets; the last rule that matches wins, or the first quick one."""
+    """Through all rulesets; the last rule that matches wins, or the first quick one. A quick anchor ends it too, where
+    a rule in it has matched."""
 
     def __init__(self, pf: Pf, packet: PfPacket) -> None:
         self._pf = pf
         self._packet = packet
         self.tag = packet.tag
         self.last: PfRule | None = None
+        self._matched = 0
+        """How many rules have matched."""
 
-    def through(self, path: str, anchor: Anchor) -> bool:
-        """Returns whether a quick rule has decided."""
+    def through(self, path: str, anchor: Anchor, depth: int = 0) -> bool:
+        """Returns whether that is the end."""
         for rule in _parsed(anchor.rules, _declared(anchor)):
             if rule.kind.startswith(("scrub", "dummynet")):
                 continue
@@ -111,13 +116,21 @@ class _Walk:
             if rule.tag:
                 self.tag = rule.tag
             if rule.kind == "anchor":
-                if any(self.through(name, below) for name, below in _below(self._pf, path, rule.anchor)):
+                if depth < MAX_DEPTH and self._into(path, rule, depth + 1):
                     return True
                 continue
+            self._matched += 1
             self.last = rule
             if rule.quick:
                 return True
         return False
+
+    def _into(self, path: str, rule: PfRule, depth: int) -> bool:
+        before = self._matched
+        for name, inner in below(self._pf.anchors, path, rule.anchor):
+            if self.through(name, inner, depth):
+                return True
+        return rule.quick and self._matched > before
 
     def _tables(self, path: str) -> Callable[[str], Sequence[str]]:
         return functools.partial(_members, self._pf, path)
@@ -139,18 +152,6 @@ def _parsed(text: str, tables: tuple[str, ...]) -> tuple[PfRule, ...]:
     return (*found.nat, *found.rules)
 
 
-def _below(pf: Pf, path: str, name: str) -> Iterator[tuple[str, Anchor]]:
-    """The rulesets that an anchor rule calls, in the order of their names."""
-    full = f"{path}/{name}" if path else name
-    if not full.endswith("*"):
-        if full in pf.anchors:
-            yield full, pf.anchors[full]
-        return
-    for each in sorted(pf.anchors):
-        if fnmatch.fnmatchcase(each, full) and each.count("/") == full.count("/"):
-            yield each, pf.anchors[each]
-
-
 def _translated(pf: Pf, packet: PfPacket) -> tuple[PfPacket, PfRule | None]:
     kind = "nat" if packet.direction == "out" else "rdr"
     rule = _translation(pf, packet, kind, "", pf.main)
@@ -164,7 +165,9 @@ def _translated(pf: Pf, packet: PfPacket) -> tuple[PfPacket, PfRule | None]:
     return replace(packet, source=ip_address(rule.target)), rule
 
 
-def _translation(pf: Pf, packet: PfPacket, kind: str, path: str, anchor: Anchor) -> PfRule | None:
+def _translation(
+    pf: Pf, packet: PfPacket, kind: str, path: str, anchor: Anchor, depth: int = 0
+) -> PfRule | None:
     for rule in _parsed(anchor.nat, _declared(anchor)):
         if rule.kind not in (kind, f"{kind}-anchor"):
             continue
@@ -172,8 +175,8 @@ def _translation(pf: Pf, packet: PfPacket, kind: str, path: str, anchor: Anchor)
             continue
         if rule.kind == kind:
             return rule
-        for name, below in _below(pf, path, rule.anchor):
-            found = _translation(pf, packet, kind, name, below)
+        for name, inner in below(pf.anchors, path, rule.anchor) if depth < MAX_DEPTH else ():
+            found = _translation(pf, packet, kind, name, inner, depth + 1)
             if found is not None:
                 return found
     return None

@@ -195,7 +195,7 @@ def test_an_anchor_that_is_not_there_is_empty(complaint: str, code: int) -> None
 
     assert not pfctl.loaded(ANCHOR, absent)
     assert pfctl.counted(ANCHOR, absent) == {}
-    assert pfctl.children(ANCHOR, absent) == ()
+    assert pfctl.listed(ANCHOR, "rules", absent) == ()
     with pytest.raises(PfError):
         pfctl.loaded(
             "", lambda command: ProgramAnswer("", f"pfctl: DIOCGETRULE: Invalid argument\n{complaint}")
