@@ -1,4 +1,5 @@
-# Verbs for people and for CI. `make` alone lists them; each one sets up what it needs.
+# Verbs for people and for CI. `make` alone lists them; each one sets up what it needs. GNU make 3.81, which is that of
+# macOS, understands all of it.
 #
 #   PYTHON=/path/to/python  the CPython >= 3.12 to build the environment with (else one is looked for)
 #   VENV=DIR                where the environment goes (default .venv)
@@ -11,6 +12,15 @@ PYTHON ?=
 ARGS ?=
 # Which tests `make check` runs: pyproject.toml says what the marks mean.
 UNIT := not process and not root
+# Two at once where make keeps their lines apart (4.0 and newer).
+AT_ONCE := $(if $(filter output-sync,$(.FEATURES)),-j2 --output-sync=target)
+ifeq ($(shell uname -s),Darwin)
+MACOS_PARTS := macos-unit macos-proxy macos-tunnel
+# Tests of what Linux alone has.
+NOT_HERE := --ignore=tests/tun/linux --ignore=tests/lab --ignore=tests/bench
+else
+MACOS_PARTS := macos-fakes
+endif
 # Without bytecode each worker rewrites all assertions anew, and each process that a test starts compiles the program.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -27,7 +37,7 @@ COMPILE = $(VENV)-lock/bin/pip-compile --quiet --upgrade --generate-hashes --all
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@awk -F ':[^#]*## ' '/^[a-z-]+:[^#]*## / { printf "  make %-13s%s\n", $$1, $$2 }' Makefile
 
 venv: $(VENV)/.dev ## the environment with all tools, in .venv
 
@@ -35,10 +45,10 @@ demo: $(VENV)/.run ## exit and proxy in one process, ready for curl; Ctrl-C ends
 	@$(BIN)/cryprq-proxy demo $(ARGS)
 
 check: $(VENV)/.dev ## before each commit: lint, types and the tests that need neither root nor another process
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory $(AT_ONCE) lint unit
 
 unit: $(VENV)/.dev ## the tests of `make check` alone
-	$(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" $(NOT_HERE) $(ARGS)
 
 coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below its floor
 	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" \
@@ -48,18 +58,9 @@ coverage: $(VENV)/.dev ## what the unit tests reach; fails for a package below i
 test: $(VENV)/.dev test-packages ## all tests
 	$(BIN)/python -m pytest -q -rs -n 4 --dist worksteal $(ARGS)
 
-# Tests of what Linux alone has.
-NOT_ON_A_MAC := --ignore=tests/tun/linux --ignore=tests/lab --ignore=tests/bench
-ifeq ($(shell uname -s),Darwin)
-MACOS_PARTS := macos-unit macos-proxy macos-tunnel
-else
-MACOS_PARTS := macos-fakes
-endif
-
 test-macos: $(MACOS_PARTS) ## on a Mac, what only a Mac can prove (asks for sudo); elsewhere, what stands for one
 
-macos-unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n logical --dist worksteal -m "$(UNIT)" $(NOT_ON_A_MAC) $(ARGS)
+macos-unit: unit
 
 macos-proxy: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -rs tests/e2e/test_curl.py tests/e2e/test_http_requests.py \
@@ -151,12 +152,22 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
+# For Intel Macs its makers give out no compiled cryptography any more.
+define refuse_intel_mac
+if [ "$$(uname -s)" = Darwin ] && ! command -v cargo >/dev/null && \
+	[ "$$("$$python" -c 'import platform; print(platform.machine())')" = x86_64 ]; then \
+	echo "$$python is for Intel Macs, which have no compiled cryptography: on Apple silicon take a Python for arm64, on" \
+		"an Intel Mac install Rust and OpenSSL first, with which pip compiles it (docs/macos.md)" >&2; \
+	exit 1; \
+fi
+endef
+
 # Built anew when the pins of the runtime change, so that nothing that left them stays. Depths: run, develop, fuzz; and beside them the site.
 # Bytecode is written for what is used, when it is used first; all of it is a third of the environment's size. Running
 # needs neither pip nor rich's colours for source text, together a quarter; what comes on top brings them back.
 get_pip = $(BIN)/python -c "import pip" 2>/dev/null || $(BIN)/python -m ensurepip >/dev/null
 $(VENV)/.run: requirements.txt pyproject.toml
-	@$(find_python); echo "Setting up $(VENV) with $$("$$python" --version)"; \
+	@$(find_python); $(refuse_intel_mac); echo "Setting up $(VENV) with $$("$$python" --version)"; \
 	rm -rf $(VENV); \
 	"$$python" -m venv $(VENV) || { \
 		echo "Python could not make an environment: on Debian and Ubuntu install python3-venv first" >&2; \
