@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tun.macos.asked import FIRST
 from tun.macos.programs import Command, ProgramAnswer
 
 NOISE = "No ALTQ support in kernel\nALTQ related functions disabled\n"
@@ -23,6 +24,8 @@ class PfProgram:
         self.asked: list[str] = []
         self.answers = {"-v -s Anchors": ProgramAnswer("  com.apple\n  com.apple/200.AirDrop\n", NOISE)}
         """Argument list -> what is said instead."""
+        self.evaluations = 1
+        """Packets for which the first rule of each anchor was asked."""
 
     def __call__(self, command: Command) -> ProgramAnswer:
         assert command.argv[0] == "pfctl"
@@ -52,7 +55,7 @@ class PfProgram:
             case ("-a", anchor, "-f", "-"):
                 self.anchors[anchor] = command.stdin
                 return ProgramAnswer("", "pfctl: Use of -f option, could result in flushing of rules\n")
-            case ("-a", anchor, "-s", "rules" | "nat" as what):
+            case ("-a", anchor, "-s", "rules" | "nat" | "labels" as what):
                 return self._listed(anchor, what)
             case ("-s", "rules" | "nat" as what):
                 return ProgramAnswer(self.main[what], NOISE)
@@ -66,4 +69,5 @@ class PfProgram:
     def _listed(self, anchor: str, what: str) -> ProgramAnswer:
         if anchor not in self.anchors:
             return ProgramAnswer("", NOISE + NO_RULESET)
-        return ProgramAnswer(self.anchors[anchor] if what == "rules" else "", NOISE)
+        said = {"rules": self.anchors[anchor], "labels": f"{FIRST} {self.evaluations} 0 0 0 0 0 0\n"}
+        return ProgramAnswer(said.get(what, ""), NOISE)

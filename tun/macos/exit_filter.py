@@ -17,6 +17,7 @@ from ..reconciler import Fact
 from ..settings import ExitNetworkSettings
 from ..system import Withhold
 from . import pfctl
+from .asked import AnchorsAsked
 from .exit_rules import ExitView, text
 from .main_ruleset import not_evaluated
 from .pfctl import PfError, PfRuleset
@@ -42,6 +43,8 @@ class MacExitFilter(Fact):
         self._run = run
         self._changing = asyncio.Lock()
         self._token = ""
+        # Beside a client, whose anchor is asked before, and may decide about all that is sent here.
+        self._asked = AnchorsAsked(pfctl.ANCHORS["exit"], pfctl.ANCHORS["client"], run=run)
         self._written = PfRuleset((), ())
         self._withhold: Withhold = _leave_all
 
@@ -73,6 +76,8 @@ class MacExitFilter(Fact):
         if not self._written:
             raise PfError(f"pf has taken the rules of {anchor} and has none of them: this is no known macOS")
         self._token = pfctl.enable(self._record, self._run)
+        if said := self._asked.missing():
+            raise PfError(said)
         # What began while an exit that was killed had no rules.
         self._end_untranslated()
 
@@ -108,7 +113,9 @@ class MacExitFilter(Fact):
         found = pfctl.loaded(pfctl.ANCHORS["exit"], self._run)
         if not found:
             return f"the rules of {pfctl.ANCHORS['exit']} were removed"
-        return "" if found == self._written else f"the rules of {pfctl.ANCHORS['exit']} were changed"
+        if found != self._written:
+            return f"the rules of {pfctl.ANCHORS['exit']} were changed"
+        return self._asked.missing()
 
     async def put_back(self) -> None:
         async with self._changing:
@@ -121,6 +128,8 @@ class MacExitFilter(Fact):
         self._write()
         if not pfctl.enabled(self._run) or not pfctl.holds(self._token, self._run):
             self._token = pfctl.enable(self._record, self._run)
+        if said := self._asked.missing():
+            raise PfError(said)
         self._end_untranslated()
 
     def _end_untranslated(self) -> None:

@@ -25,6 +25,7 @@ from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.rules.ranges import IPNetwork
 
 from ..settings import MTU, ExitNetworkSettings
+from .asked import FIRST
 from .networks import Address, MacState
 
 MAX_ADDRESSES: Final = 256
@@ -102,8 +103,10 @@ def text(settings: ExitNetworkSettings, view: ExitView, *, ipv6: bool) -> str:
     ]
     for pool in pools:
         lines += _translations(pool, view.outward)
+    first = len(lines)
     for pool in pools:
         lines += _elsewhere(device, pool)
+    lines[first] += f' label "{FIRST}"'
     for pool in pools:
         lines += _from_clients(device, pool, view.own, isolate=settings.isolate)
     lines += [f"block drop out quick on {device} {pool.family} from ! {pool.own} to any" for pool in pools]

@@ -33,6 +33,7 @@ from ..journal import Record
 from ..routing.lan import Uplink
 from ..system import Count
 from . import networks, pfctl
+from .asked import AnchorsAsked
 from .closing import Closing, Stage
 from .main_ruleset import not_evaluated
 from .open_connections import observe
@@ -88,6 +89,7 @@ class PfFilter:
         self._counted: dict[str, Count] = {}
         """What was counted before the present rules were loaded."""
         self._token = ""
+        self._asked_rules = AnchorsAsked(_ANCHOR, run=run)
 
     @classmethod
     def up(
@@ -108,7 +110,7 @@ class PfFilter:
         base/clock.py where `closing` starts a process.
 
         Raises ConfigError for what pf cannot do, and PfError where the main ruleset asks no anchor of ours; then
-        nothing was changed.
+        nothing was changed. Raises PfError also where pf asks none of our rules all the same; the journal has all.
         """
         refuse(settings)
         if said := not_evaluated(run):
@@ -121,6 +123,8 @@ class PfFilter:
         pfctl.claim("client", record, ours=ours)
         made._load(settings)
         made._token = pfctl.enable(record, run)
+        if said := made._not_asked():
+            raise PfError(said)
         made.ended()()
         return made
 
@@ -173,8 +177,11 @@ class PfFilter:
             self._token = pfctl.enable(self._record, self._run)
 
     def _check_main(self) -> None:
-        if (said := not_evaluated(self._run)) and self.settings.kill_switch:
+        if self.settings.kill_switch and (said := not_evaluated(self._run) or self._not_asked()):
             raise PfError(said)
+
+    def _not_asked(self) -> str:
+        return self._asked_rules.missing() if self.settings.kill_switch else ""
 
     def _load(self, settings: FilterSettings) -> None:
         """The rules for these settings, and for what is to be open now."""
@@ -236,7 +243,7 @@ class PfFilter:
             return ""
         if not found:
             return f"the rules of {_ANCHOR} were removed"
-        return "" if found == self._written else f"the rules of {_ANCHOR} were changed"
+        return self._not_asked() if found == self._written else f"the rules of {_ANCHOR} were changed"
 
     def standing(self) -> bool:
         """Whether pf is enabled and asks our rules."""
@@ -244,6 +251,7 @@ class PfFilter:
             pfctl.enabled(self._run)
             and bool(pfctl.loaded(_ANCHOR, self._run))
             and not not_evaluated(self._run)
+            and not self._not_asked()
         )
 
     def counters(self) -> dict[str, Count]:

@@ -35,6 +35,7 @@ from ..firewall.filter_settings import FilterSettings
 from ..firewall.inbound import NOT_KEPT, Address, Inbound
 from ..routing.lan import Uplink
 from ..settings import DISCOVERY, RESOLVER4, RESOLVER6
+from .asked import FIRST
 
 COUNTERS: Final = ("dns", "blocked", "stale", "guard", "unsolicited", "by_rule")
 """Labels of the rules that keep something in, by cause, as for Linux (tun/linux/firewall/client_table.py)."""
@@ -107,7 +108,7 @@ class _Writer:
     def lines(self) -> Iterator[str]:
         yield from self._tables()
         yield from self._translations()
-        yield "pass quick on lo0 all no state"
+        yield f"pass quick on lo0 all no state{_label(FIRST)}"
         yield from self._guard()
         yield from self._to_resolver()
         yield from self._from_tunnel()

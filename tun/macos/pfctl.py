@@ -13,7 +13,7 @@ All functions block for some milliseconds and raise PfError. Not yet run on a Ma
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from cryprq_proxy.base import macos_marks
@@ -142,13 +142,29 @@ def all_anchors(run: Run = run) -> tuple[str, ...]:
 def counted(anchor: str, run: Run = run) -> dict[str, Count]:
     """What the rules of each label in the anchor have seen since they were loaded."""
     found: dict[str, Count] = {}
-    for line in _lines(_ask_anchor(run, anchor, "labels")):
-        # Label, evaluations, packets, bytes, and both once more for each direction.
-        match line.split():
-            case [label, _, packets, size, *_] if packets.isdecimal() and size.isdecimal():
-                before = found.get(label, Count(0, 0))
-                found[label] = Count(before.packets + int(packets), before.bytes + int(size))
+    for label, _, packets, size in _labels(anchor, run):
+        before = found.get(label, Count(0, 0))
+        found[label] = Count(before.packets + packets, before.bytes + size)
     return found
+
+
+def asked(anchor: str, label: str, run: Run = run) -> int:
+    """For how many packets pf has asked rules with this label since they were loaded, whether they matched or not."""
+    return sum(asked for found, asked, _, _ in _labels(anchor, run) if found == label)
+
+
+def _labels(anchor: str, run: Run) -> Iterator[tuple[str, int, int, int]]:
+    """Label, evaluations, packets and bytes of each rule that has one; pfctl adds both once more for each direction."""
+    for line in _lines(_ask_anchor(run, anchor, "labels")):
+        match line.split():
+            case [label, *numbers] if len(numbers) > 2 and all(each.isdecimal() for each in numbers[:3]):
+                yield (label, *map(int, numbers[:3]))  # type: ignore[misc]
+
+
+def skipped(run: Run = run) -> set[str]:
+    """The interfaces that pf passes over, by `set skip` in the main ruleset."""
+    lines = (line.split() for line in _lines(_ask(run, "-v", "-s", "Interfaces")))
+    return {words[0] for words in lines if words[1:2] == ["(skip)"]}
 
 
 def state_lines(run: Run = run) -> tuple[str, ...]:

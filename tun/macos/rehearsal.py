@@ -23,6 +23,7 @@ from ..routing.tunnel_addresses import TunnelAddresses
 from ..settings import RESOLVER4, RESOLVER6, ExitNetworkSettings, TunnelSettings
 from ..system import Change, System
 from . import networks
+from .asked import FIRST
 from .device import OpenControl
 from .networks import NETSTAT
 from .programs import PATHS, Command, ProgramAnswer, Run
@@ -148,6 +149,8 @@ class Rehearsal:
                 family = "-inet6" if command.argv[-1] == "inet6" else "-inet"
                 ours = [line for (of, _), line in self._routes.items() if of == family]
                 return answer._replace(out="\n".join([answer.out.rstrip("\n"), *ours, ""]))
+            case ("pfctl", "-a", anchor, "-s", "labels") if anchor in self._anchors:
+                return ProgramAnswer(f"{FIRST} 1 0 0 0 0 0 0\n")
             case ("pfctl", "-a", anchor, "-s", what) if anchor in self._anchors:
                 return ProgramAnswer(self._anchors[anchor] if what == "rules" else "")
             case ("scutil",) if (key := _shown_key(command.stdin)) in self._keys:

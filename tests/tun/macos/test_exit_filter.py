@@ -11,7 +11,7 @@ import pytest
 
 from cryprq_proxy.errors import CryprqError
 from tests.support.pf_program import FOREIGN, TOKEN, PfProgram
-from tun.macos import pfctl
+from tun.macos import asked, pfctl
 from tun.macos.exit_filter import MacExitFilter
 from tun.macos.exit_rules import ExitView, Outward
 from tun.macos.main_ruleset import not_evaluated
@@ -113,6 +113,37 @@ async def test_rules_that_the_main_ruleset_no_longer_asks_are_trouble(
     with pytest.raises(PfError, match="nat-anchor is missing"):
         await table.put_back()
     assert told == [True]
+
+
+async def test_a_pf_that_asks_none_of_our_rules_is_refused(
+    program: PfProgram, entries: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "send", lambda address: True)
+    program.evaluations = 0
+    program.answers["-v -s Interfaces"] = ProgramAnswer("en0\nlo0\n")
+    with pytest.raises(PfError, match="asks none of them"):
+        await up(program, entries)
+    undoers = pfctl.undoers(program)
+    for entry in reversed(entries):
+        undoers[str(entry["kind"])](entry)
+    assert (program.anchors, set(program.tokens)) == ({}, {FOREIGN})
+
+
+async def test_packets_are_withheld_once_it_is_known_that_no_rule_is_asked(
+    program: PfProgram, entries: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked, "send", lambda address: False)
+    program.evaluations = 0
+    program.answers["-v -s Interfaces"] = ProgramAnswer("en0\nlo0 (skip)\n")
+    table = await up(program, entries)
+    told: list[bool] = []
+    table.tell(told.append)
+    assert await table.look() == ""
+    monkeypatch.setattr(asked, "send", lambda address: True)
+    assert "asks none of them" in await table.look()
+    with pytest.raises(PfError, match="asks none of them"):
+        await table.put_back()
+    assert told == [False, True]
 
 
 async def test_what_cannot_be_looked_at_is_withheld(

@@ -45,7 +45,7 @@ def test_the_whole_text_for_ipv4() -> None:
         "scrub on utun7 inet proto tcp all max-mss 1372",
         "nat on en0 inet from 198.18.0.0/16 to any -> 192.168.1.20",
         "nat on utun3 inet from 198.18.0.0/16 to any -> 10.8.0.2",
-        "block drop in quick on ! lo0 inet from 198.18.0.1 to any",
+        'block drop in quick on ! lo0 inet from 198.18.0.1 to any label "first"',
         "block drop in quick on ! utun7 inet from ! 198.18.0.1 to 198.18.0.0/16",
         "block drop out quick on ! utun7 inet from ! 198.18.0.1 to 198.18.0.0/16",
         "block drop out quick on ! utun7 inet from 198.18.0.0/16 to ! 198.18.0.0/16",

@@ -17,7 +17,7 @@ from tests.support.macos.machine import FakeMac
 from tests.support.macos.pf_model import PfPacket, judge
 from tests.support.macos.state import PfState
 from tun.firewall.filter_settings import Cgroup, ExitEndpoint, FilterSettings
-from tun.macos import pfctl
+from tun.macos import asked, pfctl
 from tun.macos.closing import Stage
 from tun.macos.filter import PfFilter
 from tun.macos.pfctl import PfError
@@ -124,6 +124,48 @@ def test_a_main_ruleset_that_does_not_ask_us_is_refused(mac: PfMac, main: str, s
         mac.up()
     assert mac.fake.snapshot() == before and not mac.entries
     mac.up(replace(SETTINGS, kill_switch=False))
+
+
+class Unasked:
+    """pf has the rules and counts no packet for them, until it does."""
+
+    def __init__(self, mac: PfMac, monkeypatch: pytest.MonkeyPatch) -> None:
+        mac.fake.stand_ins["pfctl"] = self._answer
+        monkeypatch.setattr(asked, "send", lambda address: True)
+
+    def _answer(self, argv: Any, stdin: str) -> Any:
+        return (0, "first 0 0 0 0 0 0 0\n", "") if argv[-1] == "labels" else None
+
+
+def test_a_pf_that_asks_none_of_our_rules_is_refused_and_all_is_undone(
+    mac: PfMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = mac.fake.snapshot()
+    Unasked(mac, monkeypatch)
+    with pytest.raises(PfError, match="asks none of them"):
+        mac.up()
+    undoers = pfctl.undoers(mac.run)
+    for entry in reversed(mac.entries):
+        undoers["pf"](entry)
+    assert mac.fake.snapshot() == before
+    mac.up(replace(SETTINGS, kill_switch=False))
+
+
+def test_what_could_not_be_proved_at_the_start_is_proved_later(
+    mac: PfMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mac.fake.change() as state:
+        state.pf.skipped = ["lo0"]
+    Unasked(mac, monkeypatch)
+    monkeypatch.setattr(asked, "send", lambda address: False)
+    found = mac.up()
+    assert found.difference() == "" and found.standing()
+    monkeypatch.setattr(asked, "send", lambda address: True)
+    assert "asks none of them" in found.difference() and not found.standing()
+    with pytest.raises(PfError, match="asks none of them"):
+        found.restore()
+    mac.fake.stand_ins.clear()
+    assert found.difference() == ""
 
 
 def test_what_pf_cannot_do_is_refused(mac: PfMac) -> None:

@@ -14,6 +14,7 @@ from tests.support.macos.pf_grammar import parse
 from tests.support.macos.pf_model import Judgement, PfPacket, judge, with_anchor
 from tun.firewall.filter_settings import Cgroup, FilterSettings, PagePlace
 from tun.firewall.inbound import NOT_KEPT, Inbound
+from tun.macos.asked import FIRST
 from tun.macos.pf_rules import COUNTERS, Opened, anchor_rules
 from tun.macos.pfctl import ANCHORS
 from tun.settings import RESOLVER4
@@ -107,7 +108,8 @@ def test_text_that_pfctl_prints_is_taken_again() -> None:
     printed = "".join(f"{rule}\n" for rule in [*found.nat, *found.rules])
     again = parse(tables + printed)
     assert (again.nat, again.rules) == (found.nat, found.rules)
-    labels = {rule.label for rule in found.rules} - {"", "open-1"}
+    assert found.rules[0].label == FIRST
+    labels = {rule.label for rule in found.rules[1:]} - {"", "open-1"}
     assert labels <= set(COUNTERS)
     assert "user <= 2" in printed and "user 599 >< 602" in printed and "user = 501" in printed
 

@@ -1,0 +1,170 @@
+"""Whether pf asks our anchors at all: proved by a packet, refused where none has met them, left open where none can."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.macos.machine import FakeMac
+from tests.support.macos.state import Anchor
+from tests.support.pf_program import PfProgram
+from tun.macos import asked, pfctl
+from tun.macos.asked import FIRST, NOT_ASKED, TARGETS, AnchorsAsked, send
+from tun.macos.programs import ProgramAnswer
+
+CLIENT, EXIT = pfctl.ANCHORS["client"], pfctl.ANCHORS["exit"]
+LOOPBACK, UPLINK4, UPLINK6 = TARGETS
+
+
+class Sending:
+    """What is sent, and which of it pf asks our first rule for."""
+
+    def __init__(self) -> None:
+        self.program = PfProgram()
+        self.program.anchors[CLIENT] = "pass quick on lo0 all\n"
+        self.program.evaluations = 0
+        self.program.answers["-v -s Interfaces"] = ProgramAnswer("en0\nlo0\nutun0\n")
+        self.met: set[str] = set()
+        self.refused: set[str] = set()
+        self.sent: list[str] = []
+
+    def skip(self, interface: str) -> None:
+        self.program.answers["-v -s Interfaces"] = ProgramAnswer(f"en0\n{interface} (skip)\nutun0\n")
+
+    def send(self, address: str) -> bool:
+        self.sent.append(address)
+        self.program.evaluations += address in self.met
+        return address not in self.refused
+
+
+@pytest.fixture
+def sending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sending]:
+    found = Sending()
+    monkeypatch.setattr(asked, "send", found.send)
+    yield found
+
+
+def test_a_packet_of_others_proves_it_and_it_is_proved_once(sending: Sending) -> None:
+    sending.program.evaluations = 3
+    proof = AnchorsAsked(CLIENT, run=sending.program)
+    assert proof.missing() == "" and sending.sent == []
+    sending.program.anchors.clear()
+    looks = len(sending.program.asked)
+    assert proof.missing() == "" and len(sending.program.asked) == looks
+
+
+@pytest.mark.parametrize("met", TARGETS)
+@pytest.mark.parametrize("refused", [False, True])
+def test_one_of_ours_proves_it(sending: Sending, met: str, refused: bool) -> None:
+    """A rule that refuses it was asked as well."""
+    sending.met = {met}
+    sending.refused = {met} if refused else set()
+    assert AnchorsAsked(CLIENT, run=sending.program).missing() == ""
+    assert sending.sent == list(TARGETS[: TARGETS.index(met) + 1])
+
+
+@pytest.mark.parametrize(
+    ("refused", "skipped"),
+    [
+        (set(), ""),
+        (set(), "lo0"),
+        ({UPLINK4}, "lo0"),
+        ({UPLINK6}, "lo0"),
+        ({UPLINK4, UPLINK6}, ""),
+        ({UPLINK4, UPLINK6}, "en0"),
+        (set(TARGETS), ""),
+    ],
+)
+def test_packets_that_meet_no_rule_of_ours_are_told(
+    sending: Sending, refused: set[str], skipped: str
+) -> None:
+    sending.refused = refused
+    if skipped:
+        sending.skip(skipped)
+    proof = AnchorsAsked(CLIENT, run=sending.program)
+    assert proof.missing() == NOT_ASKED
+    sending.met = {LOOPBACK}
+    assert proof.missing() == ""
+
+
+@pytest.mark.parametrize("by", ["set skip", "a rule in front"])
+def test_offline_where_pf_may_not_ask_for_lo0_nothing_is_known_until_a_network_comes(
+    sending: Sending, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if by == "set skip":
+        sending.skip("lo0")
+    else:
+        sending.program.main["rules"] += "pass quick on lo0 all no state\n"
+    sending.refused = {UPLINK4, UPLINK6}
+    proof = AnchorsAsked(CLIENT, run=sending.program)
+    assert [proof.missing(), proof.missing()] == ["", ""]
+    assert len(caplog.messages) == 1 and "not proved yet" in caplog.text
+    sending.refused.clear()
+    assert proof.missing() == NOT_ASKED
+    sending.met = {UPLINK4}
+    assert proof.missing() == ""
+
+
+def test_an_exit_beside_a_client_is_proved_by_the_clients_anchor(sending: Sending) -> None:
+    """It is asked before the exit's, and decides."""
+    sending.program.evaluations = 1
+    assert AnchorsAsked(EXIT, CLIENT, run=sending.program).missing() == ""
+    sending.program.anchors.clear()
+    assert AnchorsAsked(EXIT, CLIENT, run=sending.program).missing() == NOT_ASKED
+
+
+def test_other_labels_prove_nothing(sending: Sending) -> None:
+    sending.program.answers[f"-a {CLIENT} -s labels"] = ProgramAnswer(
+        f"blocked 9 2 100 0 0 2 100\n{FIRST} 0 0 0 0 0 0 0\n{FIRST} 1\n{FIRST}s 4 1 1 1 1 1 1\n"
+    )
+    assert AnchorsAsked(CLIENT, run=sending.program).missing() == NOT_ASKED
+
+
+def test_an_empty_datagram_is_sent_to_this_machine() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        there.bind((LOOPBACK, 0))
+        there.settimeout(20)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asked, "_PORT", there.getsockname()[1])
+            assert send(LOOPBACK)
+        assert there.recvfrom(9)[0] == b""
+
+
+@pytest.mark.parametrize("address", TARGETS)
+def test_what_cannot_be_sent_is_no_error(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: Any) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    class Offline(socket.socket):
+        sendto = offline  # type: ignore[assignment]
+
+    monkeypatch.setattr(socket, "socket", Offline)
+    assert not send(address)
+
+
+@pytest.mark.parametrize(
+    ("main", "skipped", "enabled", "times"),
+    [
+        ('anchor "com.apple/*" all\n', [], True, 2),
+        ('anchor "com.apple/*" all\n', ["lo0"], True, 1),
+        ('pass quick on lo0 all\nanchor "com.apple/*" all\n', [], True, 1),
+        ('anchor "com.apple/*" all\n', [], False, 0),
+        ("pass all\n", [], True, 0),
+    ],
+)
+def test_the_fake_pf_counts_what_comes_to_the_first_rule(
+    main: str, skipped: list[str], enabled: bool, times: int, tmp_path: Path
+) -> None:
+    mac = FakeMac(tmp_path / "mac")
+    with mac.change() as state:
+        state.pf.enabled, state.pf.skipped = enabled, skipped
+        state.pf.main.rules = main
+        state.pf.anchors[CLIENT] = Anchor(f'pass in on en9 all label "{FIRST}"\nblock all label "blocked"\n')
+    assert pfctl.asked(CLIENT, FIRST, mac.run) == times
+    assert pfctl.asked(CLIENT, "blocked", mac.run) == 0
+    assert pfctl.skipped(mac.run) == set(skipped)

@@ -1,0 +1,92 @@
+"""The proof that pf asks our anchors: it has asked the first rule of one for a packet.
+
+That the main ruleset names `com.apple/*` is text only; of one Mac it was reported that rules below it are loaded and
+never asked. pf counts how often a rule was asked, whether it has matched or not, and it asks the first filter rule of
+an anchor for each packet that comes to it, by any interface in either direction. So that rule has the label FIRST.
+Where it was asked for nothing yet, a datagram of our own is sent: to this machine, and then by the uplink, where the
+client's rules refuse it.
+
+`set skip on lo0` in the main ruleset keeps pf away from what this machine sends to itself, and a rule there may decide
+about it before ours. If there is no uplink either, nothing can be proved yet; it is tried again at each look.
+
+Not yet run on a Mac.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from ipaddress import ip_address
+from typing import Final
+
+from . import pfctl
+from .programs import Run, run
+
+_log = logging.getLogger(__name__)
+
+FIRST: Final = "first"
+"""Label of the first filter rule of each of our anchors."""
+NOT_ASKED: Final = (
+    "pf has taken our rules and asks none of them, so nothing would be held in: load the system's own rules (pfctl -f "
+    "/etc/pf.conf) and start again; if that does not help, --tun cannot work on this Mac"
+)
+_UNPROVED: Final = (
+    "whether pf asks our rules is not proved yet: nothing can be sent but by lo0, where it does not"
+)
+_OURS: Final = '"com.apple/*"'
+"""How the main ruleset calls our anchors."""
+_LOOPBACK: Final = "127.0.0.1"
+TARGETS: Final = (_LOOPBACK, "192.0.2.1", "2001:db8::1")
+"""This machine, then addresses that nobody has (RFC 5737, RFC 3849), by the uplink."""
+_PORT: Final = 9
+"""Discard (RFC 863)."""
+
+
+def send(address: str) -> bool:
+    """Send an empty datagram there; whether it was taken."""
+    version = ip_address(address).version
+    with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        try:
+            sender.sendto(b"", (address, _PORT))
+        except OSError:
+            return False
+    return True
+
+
+class AnchorsAsked:
+    """Whether pf asks any of these anchors, which stand side by side. Once proved, it is not looked at again."""
+
+    def __init__(self, *anchors: str, run: Run = run) -> None:
+        self._anchors = anchors
+        self._run = run
+        self._proved = False
+        self._told = False
+
+    def missing(self) -> str:
+        """A sentence where pf is on, our rules stand, and it asks none of them; empty where it does, or where nothing
+        can be known yet. Blocks. Raises PfError."""
+        if self._is_proved():
+            return ""
+        taken = []
+        for address in TARGETS:
+            if send(address):
+                taken.append(address)
+            # Also where it was refused: that may have been one of our rules.
+            if self._is_proved():
+                return ""
+        if taken not in ([], [_LOOPBACK]) or self._is_loopback_asked():
+            return NOT_ASKED
+        if not self._told:
+            _log.warning("%s", _UNPROVED)
+        self._told = True
+        return ""
+
+    def _is_loopback_asked(self) -> bool:
+        """Whether nothing but our rules can decide about what this machine sends to itself."""
+        others = [rule for rule in pfctl.loaded_main(self._run).rules if _OURS not in rule]
+        return not others and "lo0" not in pfctl.skipped(self._run)
+
+    def _is_proved(self) -> bool:
+        self._proved = self._proved or any(pfctl.asked(anchor, FIRST, self._run) for anchor in self._anchors)
+        return self._proved
