@@ -9,5 +9,6 @@ move.py      root's directory of the configuration, filled with what a person ha
 rehearsal.py what would keep the service from starting, found before anything is changed
 state.py     the first flights that a person's exit has answered, and root's directory of them
 ownership.py both directories, given to the user of the service
-manager.py   systemd or launchd, and what is done without either
+launchd.py   services of macOS
+manager.py   what is done where no systemd does it
 """

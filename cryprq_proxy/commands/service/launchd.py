@@ -14,6 +14,7 @@ import os
 import plistlib
 import pwd
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +23,14 @@ from typing import Any, Final, NamedTuple
 from ...base import paths
 from ...base.log import one_line
 from ...base.owners import user_name
-from ...base.program import to_run_as_root
+from ...base.program import to_run, to_run_as_root
 from ...base.systemd import call
 from ...config.client import ClientConfig, load_client
 from ...config.exit import ExitConfig, load_exit
 from ...errors import ConfigError, CryprqError, reason_of
 from .install import Done, next_line, place
 from .move import has_role
-from .units import Kind, check_ours, program
+from .units import Kind, check_open, check_ours, program
 
 DAEMONS: Path = Path("/Library/LaunchDaemons")
 LABELS: Final[dict[Kind, str]] = {"exit": "org.cryprq.exit", "tun": "org.cryprq.tun"}
@@ -40,6 +41,8 @@ END_SECONDS: Final = 60
 _MARGIN: Final = 5
 _POLL: Final = 0.1
 """Seconds between two looks at a job that ends: launchd tells nobody."""
+_NO_SESSION: Final = (112, 125)
+"""What launchctl answers of a session that is not there: no such domain, or one that starts nothing."""
 _STATE: Final = re.compile(r"^\s+(state|pid|last exit code) = (.+)$", re.MULTILINE)
 
 
@@ -98,11 +101,12 @@ def install_daemon(kind: Kind, packets: bool) -> Done:
     if as_root:
         _need_consent(kind, directory)
     called = program()
+    check_open(called)
     daemon = daemon_of(kind, called, owner.pw_name, Path(owner.pw_dir), packets)
     place(file, daemon_text(daemon))
     if known:
         end_job(f"system/{daemon.label}")
-    _launchctl("bootstrap", "system", str(file))
+    begin_job("system", file)
     lines = [f"{file} is written, and launchd runs it as {daemon.user}; its log is {daemon.log}"]
     if called.resolve().stat().st_uid not in (0, owner.pw_uid):
         lines.append(
@@ -121,6 +125,21 @@ def _need_consent(kind: Kind, directory: Path) -> None:
             "system-wide mode has not been proved on macOS yet: read docs/macos.md, and write experimental = true into "
             f"[tun] of {file} if a service is to start it at every boot"
         )
+
+
+def begin_job(domain: str, file: Path) -> None:
+    """Let launchd load the plist, into "system" or the session of a person. Raises CryprqError."""
+    command = ["launchctl", "bootstrap", domain, str(file)]
+    done = call(command)
+    if done.returncode == 0:
+        return
+    said = f"`{shlex.join(command)}` failed: {one_line(done.stderr.strip())[:200]}"
+    if domain != "system" and done.returncode in _NO_SESSION:
+        said += (
+            "; you are not logged in at the screen of this Mac, as by ssh alone: log in there, and launchd starts the "
+            f"service, or run the proxy in a terminal: {to_run('').strip()}"
+        )
+    raise CryprqError(said)
 
 
 def end_job(target: str) -> None:
@@ -181,10 +200,3 @@ def _state_of(label: str) -> str:
     return one_line(
         ", ".join(f"{name} {told[name]}" for name in ("state", "pid", "last exit code") if name in told)
     )
-
-
-def _launchctl(*words: str) -> None:
-    """Raises CryprqError."""
-    done = call(["launchctl", *words])
-    if done.returncode != 0:
-        raise CryprqError(f"`launchctl {' '.join(words)}` failed: {one_line(done.stderr.strip())[:200]}")

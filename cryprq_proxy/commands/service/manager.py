@@ -1,12 +1,11 @@
 """What a manager does before it starts a unit: the user, and the directories of state and sockets. It is done here, so
-that without a manager a single command line starts the service. And launchd of macOS.
+that without a manager a single command line starts the service.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from ...base.log import one_line
 from ...base.systemd import call, write
 from ...errors import CryprqError, reason_of
 from .ownership import NewOwner
-from .units import LABEL, Start
+from .units import Start
 
 SYSUSERS: Path = Path("/etc/sysusers.d/cryprq.conf")
 
@@ -75,12 +74,3 @@ def prepare(start: Start, owner: NewOwner) -> None:
 
 def on_macos() -> bool:
     return sys.platform == "darwin"
-
-
-def launchd(word: str, file: Path) -> None:
-    """Tell launchd of the plist ("bootstrap"), or to forget it ("bootout"). Raises CryprqError."""
-    domain = f"gui/{os.getuid()}"
-    words = [word, domain, str(file)] if word == "bootstrap" else [word, f"{domain}/{LABEL}"]
-    done = call(["launchctl", *words])
-    if done.returncode != 0:
-        raise CryprqError(f"`launchctl {shlex.join(words)}` failed: {one_line(done.stderr.strip())}")

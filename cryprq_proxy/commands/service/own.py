@@ -15,10 +15,9 @@ from ...config.client import load_client
 from ...errors import ConfigError, CryprqError, reason_of
 from . import units
 from .install import Done, installed, next_line, place, refuse_running
-from .launchd import end_job
-from .manager import launchd
+from .launchd import begin_job, end_job
 from .move import has_role
-from .units import OWN_PROXY, SERVICES, Service, Start, check_ours, program, unit_text
+from .units import OWN_PROXY, SERVICES, Service, Start, check_open, check_ours, program, unit_text
 
 
 def own_unit() -> Path:
@@ -74,6 +73,11 @@ def plist() -> Path:
     return Path.home() / "Library" / "LaunchAgents" / f"{units.LABEL}.plist"
 
 
+def own_job() -> str:
+    """What launchctl calls the proxy of this person."""
+    return f"gui/{os.getuid()}/{units.LABEL}"
+
+
 def install_macos() -> Done:
     """The proxy of this person, by launchd. Raises CryprqError."""
     if os.geteuid() == 0:
@@ -83,11 +87,13 @@ def install_macos() -> Done:
     known = check_ours(file)
     refuse_running(OWN_PROXY, None, Systemd(own=True))
     ready = has_role(paths.config_dir(), "client")
-    place(file, units.plist_text(program(), Path.home() / "Library" / "Logs" / "cryprq-proxy.log"))
+    called = program()
+    check_open(called)
+    place(file, units.plist_text(called, Path.home() / "Library" / "Logs" / "cryprq-proxy.log"))
     if ready:
         if known:
-            end_job(f"gui/{os.getuid()}/{units.LABEL}")
-        launchd("bootstrap", file)
+            end_job(own_job())
+        begin_job(f"gui/{os.getuid()}", file)
     return Done([f"{file} is written, and launchd starts it at the login"], next_line("proxy", ready))
 
 

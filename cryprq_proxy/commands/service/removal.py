@@ -13,9 +13,9 @@ from ...base.program import to_run, to_run_as_root
 from ...base.systemd import Systemd
 from ...errors import ConfigError, CryprqError, reason_of
 from .install import drop_in_of, installed
-from .launchd import described_daemons, remove_daemons
-from .manager import launchd, on_macos
-from .own import own_unit, plist
+from .launchd import described_daemons, end_job, remove_daemons
+from .manager import on_macos
+from .own import own_job, own_unit, plist
 from .units import OWN_PROXY, SERVICES, Kind, Service, Start, check_ours
 
 FOREIGN: Final = "whoever has written it removes it"
@@ -76,8 +76,7 @@ def _remove_plist() -> list[str]:
     file = plist()
     if not check_ours(file, FOREIGN):
         raise ConfigError(f"there is no {file}: the service is not installed")
-    with contextlib.suppress(CryprqError):
-        launchd("bootout", file)
+    end_job(own_job())
     file.unlink()
     return [f"the service is removed; its keys and configuration stay in {paths.config_dir()}"]
 

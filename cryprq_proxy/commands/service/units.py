@@ -32,6 +32,9 @@ _LABELS: Final = "<string>org.cryprq."
 _SAMPLE_PROGRAM: Final = "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"
 _HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ProtectHome= hides (systemd.exec(5))."""
+_ACCOUNTS: Final = Path("/Users")
+_PRIVATE: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents")
+"""What macOS shows to no program in the background, in a home directory; the last one is iCloud Drive."""
 _FLEETING: Final = (Path("/tmp"), Path("/var/tmp"))
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:")
 
@@ -82,7 +85,15 @@ def program() -> Path:
 
 
 def hidden_parts(called: Path) -> list[Path]:
-    """What of the program lies in home directories: script, environment, interpreter and package."""
+    """What of the program lies in home directories."""
+    hidden = sorted(part for part in _parts(called) if any(part.is_relative_to(home) for home in _HOMES))
+    return [
+        part for part in hidden if not any(part != other and part.is_relative_to(other) for other in hidden)
+    ]
+
+
+def _parts(called: Path) -> set[Path]:
+    """Script, environment, interpreter and package."""
     package = Path(__file__).parents[3]
     parts = {
         called,
@@ -93,10 +104,21 @@ def hidden_parts(called: Path) -> list[Path]:
     }
     if not package.is_relative_to(sys.prefix):
         parts.add(package)
-    hidden = sorted(part for part in parts if any(part.is_relative_to(home) for home in _HOMES))
-    return [
-        part for part in hidden if not any(part != other and part.is_relative_to(other) for other in hidden)
-    ]
+    return parts
+
+
+def check_open(called: Path) -> None:
+    """Raise ConfigError if macOS lets no service of launchd read the program: documents of a person are open to what
+    that person starts alone, so not to root's services either."""
+    for part in sorted(_parts(called)):
+        homes = {Path.home(), *(part.parents[-3:-2] if part.is_relative_to(_ACCOUNTS) else ())}
+        for place in (home / name for home in homes for name in _PRIVATE):
+            # File systems of macOS know no case.
+            if Path(str(part).casefold()).is_relative_to(str(place).casefold()):
+                raise ConfigError(
+                    f"{part} is in {place}, which macOS shows to no service: move the program elsewhere, as to "
+                    f"~/{PROGRAM}, and run make venv there"
+                )
 
 
 def check_readable(called: Path, hidden: Sequence[Path], user: str) -> None:

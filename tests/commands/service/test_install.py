@@ -16,7 +16,7 @@ import pytest
 from cryprq_proxy.base import paths, systemd
 from cryprq_proxy.base.systemd import Systemd
 from cryprq_proxy.cli import run_command
-from cryprq_proxy.commands.service import install, manager, own, removal, units
+from cryprq_proxy.commands.service import install, manager, own, units
 from cryprq_proxy.config.keys import load_identity, save_identity
 from cryprq_proxy.crypto.identity import Identity, PeerId
 from cryprq_proxy.crypto.primitives import select_provider
@@ -405,22 +405,6 @@ def test_what_a_person_cannot_have(told: Told, capsys: Capture, monkeypatch: pyt
     assert "belongs to the user" in run(capsys, "install", "--user", code=2)
     monkeypatch.setenv("HOME", "/nonexistent")
     assert "cannot be used" in run(capsys, "install", "--user", code=2)
-
-
-def test_launchd_runs_the_proxy_of_a_person(
-    person: Told, capsys: Capture, monkeypatch: pytest.MonkeyPatch, own_directories: Path
-) -> None:
-    monkeypatch.setattr(manager, "on_macos", lambda: True)
-    monkeypatch.setattr(removal, "on_macos", lambda: True)
-    (own_directories / ".config/cryprq").mkdir(parents=True)
-    (own_directories / ".config/cryprq/client.toml").write_text(PEER)
-    file = own_directories / "Library/LaunchAgents/org.cryprq.proxy.plist"
-    file.parent.parent.mkdir()
-    assert f"{file} is written" in run(capsys, "install", "proxy")
-    assert person.words == [f"launchctl bootstrap gui/{os.getuid()} {file}"]
-    assert str(file) in run(capsys, "status")
-    run(capsys, "uninstall")
-    assert not file.exists()
 
 
 # --- removal ---

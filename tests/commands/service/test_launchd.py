@@ -13,7 +13,7 @@ import pytest
 
 from cryprq_proxy.base import paths
 from cryprq_proxy.cli import run_command
-from cryprq_proxy.commands.service import launchd, manager, removal
+from cryprq_proxy.commands.service import launchd, manager, own, removal
 from cryprq_proxy.commands.service.launchd import (
     FILES,
     LABELS,
@@ -23,7 +23,7 @@ from cryprq_proxy.commands.service.launchd import (
     install_daemon,
     remove_daemons,
 )
-from cryprq_proxy.commands.service.units import Kind
+from cryprq_proxy.commands.service.units import Kind, check_open
 from cryprq_proxy.errors import ConfigError, CryprqError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,6 +48,8 @@ class Launchd:
     def __init__(self) -> None:
         self.lingers = 0
         """Looks for which a job that was booted out still ends."""
+        self.screen = True
+        """Whether somebody is logged in there, so that the domain gui/UID starts services."""
         self._ending: dict[str, int] = {}
         self.loaded: set[str] = set()
         self.words: list[str] = []
@@ -56,20 +58,23 @@ class Launchd:
         self.words.append(" ".join(command[1:]))
         assert command[0] == "launchctl"
         match command[1:]:
-            case ["bootstrap", "system", file]:
+            case ["bootstrap", domain, file]:
+                if not self.screen and domain != "system":
+                    return self._said(125, "Bootstrap failed: 125: Domain does not support specified action")
                 label = plistlib.loads(Path(file).read_bytes())["Label"]
                 if label in self.loaded or self._ending.get(label):
                     return self._said(5, "Bootstrap failed: 5: Input/output error")
                 self.loaded.add(label)
                 return self._said(0)
             case ["bootout", place]:
-                if place.removeprefix("system/") not in self.loaded:
+                label = place.rpartition("/")[2]
+                if label not in self.loaded:
                     return self._said(3, "Boot-out failed: 3: No such process")
-                self.loaded.discard(place.removeprefix("system/"))
-                self._ending[place.removeprefix("system/")] = self.lingers
+                self.loaded.discard(label)
+                self._ending[label] = self.lingers
                 return self._said(0)
             case ["print", place]:
-                label = place.removeprefix("system/")
+                label = place.rpartition("/")[2]
                 if label not in self.loaded and self._ending.get(label):
                     self._ending[label] -= 1
                 elif label not in self.loaded:
@@ -91,6 +96,30 @@ def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launchd:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.delenv("SUDO_USER", raising=False)
     return played
+
+
+@pytest.fixture
+def person(mac: Launchd, monkeypatch: pytest.MonkeyPatch, own_directories: Path) -> Launchd:
+    """One who has joined an exit, without root."""
+    monkeypatch.setattr(manager, "on_macos", lambda: True)
+    monkeypatch.setattr(removal, "on_macos", lambda: True)
+    monkeypatch.setattr(own, "program", lambda: Path("/opt/cryprq-proxy/bin/cryprq-proxy"))
+    monkeypatch.setattr(own, "_check_home", lambda: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 501)
+    monkeypatch.setattr(os, "getuid", lambda: 501)
+    monkeypatch.setattr(launchd, "_POLL", 0)
+    (own_directories / ".config/cryprq").mkdir(parents=True)
+    (own_directories / ".config/cryprq/client.toml").write_text(f'peer = "cryprq://{PEER}@192.0.2.1:4433"\n')
+    (own_directories / "Library").mkdir()
+    return mac
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    """Standard output of a command that ends well, else its one sentence."""
+    assert run_command(["service", *words]) == code
+    out, err = capsys.readouterr()
+    assert not code or err.count("\n") == 1
+    return out if not code else err
 
 
 def consent(role: str, more: str = "", experimental: str = "true") -> None:
@@ -213,3 +242,76 @@ def test_what_launchd_refuses_is_told(mac: Launchd) -> None:
 def test_the_samples_are_what_is_installed(kind: Kind, packets: bool) -> None:
     text = daemon_text(daemon_of(kind, SAMPLE, "root", Path("/var/root"), packets))
     assert (ROOT / "configs" / f"{LABELS[kind]}.plist").read_text() == text
+
+
+# --- the proxy of a person ---
+
+
+def test_launchd_runs_the_proxy_of_a_person(
+    person: Launchd, capsys: pytest.CaptureFixture[str], own_directories: Path
+) -> None:
+    file = own_directories / "Library/LaunchAgents/org.cryprq.proxy.plist"
+    assert f"{file} is written" in run(capsys, "install", "proxy")
+    assert person.words == [f"bootstrap gui/501 {file}"]
+    assert plistlib.loads(file.read_bytes())["ProgramArguments"] == ["/opt/cryprq-proxy/bin/cryprq-proxy"]
+    assert str(file) in run(capsys, "status")
+    run(capsys, "uninstall")
+    assert not file.exists() and not person.loaded
+
+
+def test_a_proxy_is_removed_when_it_has_ended(person: Launchd, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else an install that follows at once is refused."""
+    run(capsys, "install", "proxy")
+    person.lingers = 3
+    run(capsys, "uninstall")
+    run(capsys, "install", "proxy")
+    assert person.loaded == {"org.cryprq.proxy"}
+
+
+def test_without_anybody_at_the_screen(
+    person: Launchd, capsys: pytest.CaptureFixture[str], own_directories: Path
+) -> None:
+    person.screen = False
+    said = run(capsys, "install", "proxy", code=1)
+    assert "125: Domain does not support" in said and "not logged in at the screen of this Mac" in said
+    assert said.endswith("run the proxy in a terminal: cryprq-proxy\n")
+    person.screen = True
+    run(capsys, "install", "proxy")
+    assert person.loaded == {"org.cryprq.proxy"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "HOME/Documents",
+        "HOME/desktop/src",
+        "/Users/Alice/Downloads",
+        "HOME/Library/Mobile Documents/com~apple",
+    ],
+)
+def test_what_macos_shows_to_no_service(
+    place: str,
+    person: Launchd,
+    capsys: pytest.CaptureFixture[str],
+    own_directories: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = Path(place.replace("HOME", str(own_directories)), "cryprq-proxy/.venv/bin/cryprq-proxy")
+    monkeypatch.setattr(own, "program", lambda: called)
+    said = run(capsys, "install", "proxy", code=2)
+    assert f"{called} is in " in said and "macOS shows to no service: move the program elsewhere" in said
+    monkeypatch.setattr(launchd, "program", lambda: called)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "macOS shows to no service" in run(capsys, "install", "exit", code=2)
+    assert not person.words and not (own_directories / "Library/LaunchAgents").exists()
+    assert not launchd.DAEMONS.exists()
+
+
+def test_other_places_of_a_home_are_open(person: Launchd, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (
+        "/Users/alice/cryprq-proxy",
+        "/Users/alice/src/Documents",
+        "/Users/Shared/Desktops/x",
+        "/Documents",
+    ):
+        check_open(Path(place, ".venv/bin/cryprq-proxy"))
