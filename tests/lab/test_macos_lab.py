@@ -17,11 +17,12 @@ from tests.support.lab.hosts import EXIT4, SERVER4, SERVER6, ThreeHosts
 from tests.support.lab.links import Role
 from tests.support.lab.net import Lab, until
 from tests.support.lab.server import ECHO_PORT, FarServer
-from tests.support.macos import configd, disturbances
+from tests.support.macos import configd, disturbances, packet
 from tests.support.macos.kernel import Fate, Kernel
 from tests.support.macos.lab import MacLinks, Programs, prepare
 from tests.support.macos.machine import FakeMac
 from tests.support.macos.packet import End
+from tun.settings import RESOLVER4
 
 SEED = 20261129
 CLOSED = "nothing gets out until the link is up"
@@ -76,6 +77,14 @@ def test_packets_go_through_and_a_clean_stop_leaves_nothing(desk: Desk, server: 
     question = dns.message.make_query("a.example.com.", "A")
     answer = dns.message.from_wire(programs.udp(End("8.8.8.8", 53), question.to_wire()))
     assert "1.2.3.4" in answer.answer[0].to_text()
+    # To the tunnel's own addresses: the Mac's kernel gives them to the device, and gets them back.
+    own, forwarder = End(programs.address(), 40004), End(str(RESOLVER4), 53)
+    for sent in (
+        packet.tcp(own, forwarder),
+        packet.tcp(forwarder, own, "SA"),
+        packet.ping(own.address, own.address),
+    ):
+        assert programs.exchange(sent, sent.__eq__) == sent
     assert programs.fate("192.168.1.77") == Fate("en0")
     assert not desk.kernel.left
     assert role.stop() == 0

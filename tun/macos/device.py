@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from cryprq_proxy.errors import ConfigError, reason_of
@@ -90,12 +90,29 @@ def address_command(device: str, address: Interface, verb: str) -> Command:
 
 
 def configuration(device: str, mtu: int, wanted: Sequence[Interface], found: MacInterface) -> list[Command]:
-    """What gives the device this MTU and these addresses and no others, and brings it up."""
-    own = [address for address in found.addresses if not address.ip.is_link_local]
+    """What gives the device this MTU and these addresses and no others, in this order, and brings it up."""
     commands = [] if found.mtu == mtu else [mtu_command(device, mtu)]
-    commands += [address_command(device, address, "alias") for address in wanted if address not in own]
-    commands += [address_command(device, address, "-alias") for address in own if address not in wanted]
+    for version in (4, 6):
+        own = [each for each in found.addresses if each.version == version and not each.ip.is_link_local]
+        commands += _readdress(device, own, [each for each in wanted if each.version == version])
     return commands if found.up else [*commands, Command(("ifconfig", device, "up"))]
+
+
+def _readdress(device: str, own: Sequence[Interface], wanted: Sequence[Interface]) -> Iterator[Command]:
+    """The kernel takes the first address of the device for the source of what programs send, and appends new ones: so
+    from the first difference on, those that may stay are taken away and come again."""
+    kept = 0
+    while kept < min(len(own), len(wanted)) and own[kept] == wanted[kept]:
+        kept += 1
+    old, new = own[kept:], wanted[kept:]
+    for address in old:
+        if address in new:
+            yield address_command(device, address, "-alias")
+    for address in new:
+        yield address_command(device, address, "alias")
+    for address in old:
+        if address not in new:
+            yield address_command(device, address, "-alias")
 
 
 class Utun(Device):
@@ -110,6 +127,8 @@ class Utun(Device):
         self._setting = asyncio.Lock()
         self._addresses: tuple[Interface, ...] = ()
         self._aliases = tuple(aliases)
+        self.own: frozenset[bytes] = frozenset()
+        """The addresses that it is configured with, packed."""
 
     @classmethod
     def open(
@@ -138,6 +157,7 @@ class Utun(Device):
     async def configure(self, addresses: Sequence[Interface]) -> tuple[Interface, ...]:
         async with self._setting:
             self._addresses = tuple(addresses)
+            self.own = frozenset(each.ip.packed for each in self._wanted())
             await asyncio.to_thread(self._configure)
         return self._addresses
 
@@ -160,10 +180,12 @@ class Utun(Device):
     async def difference(self) -> str:
         async with self._setting:
             found = await asyncio.to_thread(self._present)
-        own = [address for address in found.addresses if not address.ip.is_link_local]
-        wanted = self._wanted()
+        own = sorted((each for each in found.addresses if not each.ip.is_link_local), key=_version)
+        wanted = sorted(self._wanted(), key=_version)
         said = [f"the address {address} was removed" for address in wanted if address not in own]
         said += [f"the address {address} was added" for address in own if address not in wanted]
+        if not said and own != wanted:
+            said.append("its addresses stood in another order")
         if found.mtu != self.mtu:
             said.insert(0, f"its MTU was {found.mtu}")
         if not found.up:
@@ -216,6 +238,10 @@ class Utun(Device):
     def _shape(self, buffer: memoryview, start: int, end: int) -> Shape | Drop:
         version = _VERSIONS.get(bytes(buffer[start - FAMILY_SIZE : start]))
         return COMPLETE if version == buffer[start] >> 4 else Drop.FAMILY
+
+
+def _version(address: Interface) -> int:
+    return address.version
 
 
 def unit_of(name: str) -> int:

@@ -38,6 +38,7 @@ from .capture import MACOS_LEAK_TEST
 from .device import OpenControl, Utun, open_control
 from .exit_kernel import MacExitKernel
 from .filter import PfFilter
+from .loopback import Loopback
 from .open_connections import observe
 from .pf_rules import NO_CGROUPS
 from .programs import Run, run
@@ -112,7 +113,8 @@ class MacOS(System):
         # Loaded late: an exit needs none of it.
         from ..dns.packet_server import PacketDnsServer
 
-        return PacketDnsServer(forwarder, device, then).packet
+        assert isinstance(device, Utun)
+        return PacketDnsServer(forwarder, device, Loopback(device, then).packet).packet
 
     # --- the exit ---
 

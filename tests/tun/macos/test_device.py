@@ -9,17 +9,22 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cryprq_proxy.errors import ConfigError
 from cryprq_proxy.lane.slices import HEADROOM, Run, Shape
+from tests.support.macos import configd
+from tests.support.macos.machine import FakeMac
+from tests.support.macos.utun_pair import UtunPair
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tun.device.offload import COMPLETE
 from tun.device.packets import Drop
 from tun.macos.device import Utun, unit_of
+from tun.macos.programs import Command
 
 HEADS = {4: b"\0\0\0\x02", 6: b"\0\0\0\x1e"}
 EXIT4, EXIT6 = ip_address("203.0.113.9"), ip_address("2001:db8:9::9")
@@ -136,3 +141,93 @@ def test_opening_asks_the_control_by_its_name(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(FakeControl, "refusal", number)
         with pytest.raises(ConfigError, match=text):
             Utun.open("utun7", mtu=1400)
+
+
+# --- what other programs do to it -------------------------------------------------------------------------------------
+
+
+class Repaired:
+    """A device of a fake Mac, up, with addresses of both families and an alias."""
+
+    def __init__(self, mac: FakeMac) -> None:
+        self.mac = mac
+        self.pair = UtunPair(mac)
+        aliases = [ip_interface("198.18.255.53")]
+        self.device = Utun.open("utun", mtu=1400, aliases=aliases, run=mac.run, control=self.pair)
+
+    async def configure(self) -> None:
+        await self.device.configure([ip_interface("198.18.0.7"), ip_interface("fd63:7279:7071::7")])
+
+    def addresses(self, version: int) -> list[str]:
+        found = self.mac.read().interface(self.device.name)
+        assert found is not None
+        texts = [each.address for each in found.addresses]
+        return [each for each in texts if (":" in each) == (version == 6) and not each.startswith("fe80")]
+
+    def ifconfig(self, *words: str) -> None:
+        """Another program changes it."""
+        assert not self.mac.run(Command(("ifconfig", self.device.name, *words))).code
+
+
+@pytest.fixture
+def repaired(tmp_path: Path) -> Iterator[Repaired]:
+    stage = Repaired(FakeMac(tmp_path / "mac"))
+    with contextlib.closing(stage.device):
+        yield stage
+    stage.pair.end()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], ""),
+        ([["down"]], "it was down"),
+        ([["mtu", "1280"]], "its MTU was 1280"),
+        ([["inet", "198.18.0.7", "-alias"]], "the address 198.18.0.7/32 was removed"),
+        ([["inet", "198.18.255.53", "-alias"]], "the address 198.18.255.53/32 was removed"),
+        ([["inet6", "fd63:7279:7071::7", "-alias"]], "the address fd63:7279:7071::7/128 was removed"),
+        ([["inet", "10.0.0.1/32", "10.0.0.1", "alias"]], "the address 10.0.0.1/32 was added"),
+        (
+            [["inet", "198.18.0.7", "-alias"], ["inet", "198.18.0.7/32", "198.18.0.7", "alias"]],
+            "its addresses stood in another order",
+        ),
+        (
+            [["down"], ["mtu", "1280"], ["inet", "198.18.0.7", "-alias"]],
+            "it was down, its MTU was 1280, the address 198.18.0.7/32 was removed",
+        ),
+    ],
+    ids=str,
+)
+async def test_what_others_change_is_told_and_put_back(
+    repaired: Repaired, changes: list[list[str]], said: str
+) -> None:
+    await repaired.configure()
+    for words in changes:
+        repaired.ifconfig(*words)
+    assert await repaired.device.difference() == said
+    await repaired.device.restore()
+    assert await repaired.device.difference() == ""
+    assert repaired.addresses(4) == ["198.18.0.7", "198.18.255.53"]
+    assert repaired.addresses(6) == ["fd63:7279:7071::7"]
+
+
+async def test_another_address_of_the_exit_stands_first_too(repaired: Repaired) -> None:
+    """Programs send from the first one; never is there none."""
+    await repaired.configure()
+    await repaired.device.configure([ip_interface("198.18.0.9")])
+    assert repaired.addresses(4) == ["198.18.0.9", "198.18.255.53"]
+    assert repaired.addresses(6) == []
+    assert await repaired.device.difference() == ""
+
+
+async def test_a_device_that_is_gone_is_told_to_its_reader(repaired: Repaired) -> None:
+    await repaired.configure()
+    lost: list[OSError] = []
+    loop = asyncio.get_running_loop()
+    repaired.device.start(loop, lambda buffer, start, end, shape: None, lambda: None, lost.append)
+    with repaired.mac.change() as state:
+        configd.remove_interface(state, repaired.device.name)
+    for look in (repaired.device.difference, repaired.device.restore):
+        with pytest.raises(ConfigError, match="another program removed the device"):
+            await look()
+    assert [error.errno for error in lost] == [errno.ENXIO]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import cast
 
 from cryprq_proxy.base.paths import ROLES
+from cryprq_proxy.lane.slices import HEADROOM
 from tun.device.offload import COMPLETE
 from tun.dns.forwarder import Forwarder
 from tun.dns.packet_server import PacketDnsServer
 from tun.macos import pfctl
+from tun.macos.device import Utun
 from tun.macos.programs import Command, ProgramAnswer
 from tun.macos.system import MacOS
-from tun.system import Device
 
 
 def nothing(command: Command) -> ProgramAnswer:
@@ -64,12 +67,18 @@ def test_each_role_knows_which_changes_it_takes_over(tmp_path: Path) -> None:
         assert set(how.undoers) >= {"pf", "mac_route", "mac_sysctl", "mac_resolver"}
 
 
-def test_questions_to_other_servers_are_taken_out_of_the_packets() -> None:
+def test_questions_and_packets_to_this_mac_are_taken_out() -> None:
     passed: list[int] = []
-    device, forwarder = cast(Device, object()), cast(Forwarder, object())
-    on_packet = MacOS(nothing).on_packet(
-        forwarder, device, lambda buffer, start, end, shape: passed.append(end)
-    )
-    on_packet(memoryview(bytes(40)), 0, 40, COMPLETE)
-    assert passed == [40]
+    near, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with kernel, contextlib.closing(Utun(near.detach(), "utun7", 1400)) as device:
+        on_packet = MacOS(nothing).on_packet(
+            cast(Forwarder, object()), device, lambda buffer, start, end, shape: passed.append(end)
+        )
+        device.own = frozenset({bytes([10, 0, 0, 2])})
+        for last in (1, 2):
+            packet = bytes([0x45, *bytes(15), 10, 0, 0, last, *bytes(20)])
+            buffer = memoryview(bytearray(HEADROOM) + packet)
+            on_packet(buffer, HEADROOM, len(buffer), COMPLETE)
+        assert passed == [HEADROOM + 40]
+        assert kernel.recv(100) == b"\0\0\0\x02" + packet
     assert isinstance(getattr(on_packet, "__self__", None), PacketDnsServer)
