@@ -36,6 +36,8 @@ from ..firewall.inbound import NOT_KEPT, Address, Inbound
 from ..routing.lan import Uplink
 from ..settings import DISCOVERY, RESOLVER4, RESOLVER6
 from .asked import FIRST
+from .pf_from_outside import FromOutside
+from .pf_words import BOUND, KINDS, TCP_UDP, gateway, label
 
 COUNTERS: Final = ("dns", "blocked", "stale", "guard", "unsolicited", "by_rule")
 """Labels of the rules that keep something in, by cause, as for Linux (tun/linux/firewall/client_table.py)."""
@@ -55,9 +57,6 @@ _DISCOVERY: Final[tuple[IPNetwork, ...]] = (
     *DISCOVERY,
     *(IPv6Network(f"ff{flags:x}{scope}::/16") for scope in (2, 5) for flags in range(16)),
 )
-_KINDS: Final = {4: "inet", 6: "inet6"}
-_TCP_UDP: Final = "proto { tcp, udp }"
-_BOUND: Final = "keep state (if-bound)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +102,21 @@ class _Writer:
         self._tun = checked_name(settings.tun)
         self._tunnels = [one for one in (settings.tunnel4, settings.tunnel6) if one is not None]
         self._uplinks = {version: each for version, each in uplinks.items() if each.gateway and each.source}
+        self._from_outside = FromOutside(settings, inbound, self._uplinks, paused=opened.paused)
         self._users = "{ " + ", ".join(_ranges(settings.excluded_uids)) + " }"
 
     def lines(self) -> Iterator[str]:
         yield from self._tables()
         yield from self._translations()
-        yield f"pass quick on lo0 all no state{_label(FIRST)}"
+        yield f"pass quick on lo0 all no state{label(FIRST)}"
         yield from self._guard()
         yield from self._to_resolver()
         yield from self._from_tunnel()
-        yield from self._from_outside()
+        yield from self._from_outside.lines()
         yield from self._link()
         if self._tunnels:
             yield from self._sources()
-        yield f"pass out quick on ! {self._tun} all tagged {PAST} {_BOUND}"
+        yield f"pass out quick on ! {self._tun} all tagged {PAST} {BOUND}"
         if self._opened.paused:
             yield f"pass out quick on ! {self._tun} all no state allow-opts{self._opening()}"
         yield from self._of_every_network()
@@ -135,6 +135,7 @@ class _Writer:
             ("excluded", settings.excluded),
             ("included", settings.included),
             ("discovery", _DISCOVERY),
+            ("answered", self._from_outside.answered()),
         ]
         if settings.rules:
             named += [(f"rule{at}", rule.networks or ()) for at, rule in enumerate(settings.rules.rules, 1)]
@@ -147,7 +148,7 @@ class _Writer:
         for tunnel in self._tunnels:
             uplink = self._uplinks.get(tunnel.version)
             if uplink is not None:
-                kind = _KINDS[tunnel.version]
+                kind = KINDS[tunnel.version]
                 device = checked_name(uplink.name)
                 yield f"nat on {device} {kind} from {tunnel} to any tagged {PAST} -> {uplink.source}"
         page = self._settings.page
@@ -160,68 +161,27 @@ class _Writer:
     def _guard(self) -> Iterator[str]:
         """CVE-2019-14899: a neighbour probes the tunnel address."""
         for tunnel in self._tunnels:
-            yield f"block drop in quick on ! {self._tun} from any to {tunnel}{_label('guard')}"
+            yield f"block drop in quick on ! {self._tun} from any to {tunnel}{label('guard')}"
 
     def _to_resolver(self) -> Iterator[str]:
         """Programs ask an address of the device itself. Those packets may leave by it and come back."""
         for tunnel in self._tunnels:
             resolver = RESOLVER4 if tunnel.version == 4 else RESOLVER6
             ours = f"{{ {tunnel}, {resolver} }}"
-            yield f"pass quick on {self._tun} {_TCP_UDP} from {ours} to {resolver} port 53 no state"
-            yield f"pass quick on {self._tun} {_TCP_UDP} from {resolver} port 53 to {ours} no state"
+            yield f"pass quick on {self._tun} {TCP_UDP} from {ours} to {resolver} port 53 no state"
+            yield f"pass quick on {self._tun} {TCP_UDP} from {resolver} port 53 to {ours} no state"
 
     def _from_tunnel(self) -> Iterator[str]:
         """Answers only. Those of UDP are known by a state; TCP needs none, as it begins with a SYN."""
         on = f"in quick on {self._tun}"
         if self._tunnels:
-            yield f"block drop {on} proto tcp all flags S/SA{_label('unsolicited')}"
+            yield f"block drop {on} proto tcp all flags S/SA{label('unsolicited')}"
         for tunnel in self._tunnels:
             yield f"pass {on} proto tcp from any to {tunnel} no state"
             errors = "inet proto icmp" if tunnel.version == 4 else "inet6 proto ipv6-icmp"
             kinds = "icmp-type { 3, 4, 5, 11, 12 }" if tunnel.version == 4 else "icmp6-type { 1, 2, 3, 4 }"
             yield f"pass {on} {errors} from any to {tunnel} {kinds} no state"
-        yield f"block drop {on} all{_label('unsolicited')}"
-
-    def _from_outside(self) -> Iterator[str]:
-        """Connections that came in. Rules for ports are not meant for their answers; and with `--inbound keep` answers
-        go back by the uplink, wherever routes lead."""
-        inbound = self._inbound
-        if self._settings.rules or inbound.keep:
-            # Not quick: whether they come in at all, others decide.
-            for new in self._new_from_outside(""):
-                yield f"pass in on ! {self._tun} {new} {_BOUND}"
-        if not inbound.keep:
-            return
-        for version, uplink in self._uplinks.items():
-            by = f"pass in on {checked_name(uplink.name)} reply-to ({checked_name(uplink.name)} {_gateway(uplink)})"
-            for new in self._new_from_outside(_KINDS[version]):
-                yield f"{by} {new} keep state"
-        if self._settings.lan:
-            # Not through the gateway, as to all others.
-            for new in self._new_from_outside("", "<lan>"):
-                yield f"pass in on ! {self._tun} {new} {_BOUND}"
-        for one in sorted(inbound.connections, key=str):
-            uplink_ = self._uplinks.get(one.local.version)
-            ends = (
-                f"{_KINDS[one.local.version]} proto tcp from {one.local} port {one.local_port} "
-                f"to {one.remote} port {one.remote_port}"
-            )
-            if uplink_ is not None:
-                yield (
-                    f"pass out quick on {self._tun} route-to ({checked_name(uplink_.name)} {_gateway(uplink_)}) "
-                    f"{ends} no state"
-                )
-            yield f"pass out quick on ! {self._tun} {ends} no state"
-
-    def _new_from_outside(self, kind: str, source: str = "any") -> Iterator[str]:
-        low, high = self._inbound.ephemeral
-        before = f"{kind} " if kind else ""
-        yield f"{before}proto tcp from {source} to any flags S/SA"
-        yield f"{before}proto udp from {source} port >= 1024 to any port {low} <> {high}"
-        if kind in ("", "inet"):
-            yield f"inet proto icmp from {source} to any icmp-type 8"
-        if kind in ("", "inet6"):
-            yield f"inet6 proto ipv6-icmp from {source} to any icmp6-type 128"
+        yield f"block drop {on} all{label('unsolicited')}"
 
     # --- what leaves ---
 
@@ -229,8 +189,8 @@ class _Writer:
         """What this program sends past the tunnel: the link, and questions for names that are not asked through it."""
         yield from self._to_exits(f"pass out quick on ! {self._tun}", " no state")
         # Without the exit's host route it would go into its own tunnel.
-        yield from self._to_exits(f"block return out quick on {self._tun}", _label("blocked"))
-        asked = f"pass out quick on ! {self._tun} {_TCP_UDP} from any to"
+        yield from self._to_exits(f"block return out quick on {self._tun}", label("blocked"))
+        asked = f"pass out quick on ! {self._tun} {TCP_UDP} from any to"
         for resolver in sorted(self._opened.resolvers, key=str):
             yield f"{asked} {resolver} port 53 user = 0 no state{self._opening()}"
         for server in sorted(self._settings.name_servers, key=str):
@@ -238,12 +198,12 @@ class _Writer:
 
     def _to_exits(self, begin: str, end: str) -> Iterator[str]:
         for address, port in sorted(self._settings.exits, key=str):
-            yield f"{begin} {_TCP_UDP} from any to {address} port {port} user = 0{end}"
+            yield f"{begin} {TCP_UDP} from any to {address} port {port} user = 0{end}"
 
     def _sources(self) -> Iterator[str]:
         """The tunnel's address never leaves by another interface."""
         for tunnel in self._tunnels:
-            yield f"block drop out quick on ! {self._tun} from {tunnel} to any{_label('stale')}"
+            yield f"block drop out quick on ! {self._tun} from {tunnel} to any{label('stale')}"
 
     def _of_every_network(self) -> Iterator[str]:
         """RFC 2131, RFC 8415, RFC 4861 (133 router solicitation, 135 and 136 neighbours), RFC 3810."""
@@ -258,13 +218,13 @@ class _Writer:
         """No rule of a person's is about DNS; it is answered here, or stays in."""
         settings = self._settings
         if settings.dns_port is not None:
-            yield f"block return out quick on {self._tun} proto tcp from any to any port 53{_label('dns')}"
+            yield f"block return out quick on {self._tun} proto tcp from any to any port 53{label('dns')}"
         for tunnel in self._tunnels:
-            yield f"pass out quick on {self._tun} proto udp from {tunnel} to any port 53 {_BOUND}"
+            yield f"pass out quick on {self._tun} proto udp from {tunnel} to any port 53 {BOUND}"
             if settings.dns_port is None:
                 yield f"pass out quick on {self._tun} proto tcp from {tunnel} to any port 53 no state"
         if settings.kill_switch or settings.dns_port is not None:
-            yield f"block return out quick on ! {self._tun} {_TCP_UDP} from any to any port 53{_label('dns')}"
+            yield f"block return out quick on ! {self._tun} {TCP_UDP} from any to any port 53{label('dns')}"
 
     def _verdicts(self) -> Iterator[str]:
         settings = self._settings
@@ -277,17 +237,17 @@ class _Writer:
                 hosts = "all" if rule.networks is None else f"from any to <rule{at}>"
                 if rule.ports:
                     hosts = hosts.replace("all", "from any to any") + f" port {_ports(rule.ports)}"
-                    hosts = f"{_TCP_UDP} {hosts}"
+                    hosts = f"{TCP_UDP} {hosts}"
                 yield f"pass out {hosts} no state allow-opts tag {_TAGS[rule.verdict]}"
-            asks = f"pass out {_TCP_UDP} from any to any port {{ {', '.join(map(str, DNS_PORTS))} }}"
+            asks = f"pass out {TCP_UDP} from any to any port {{ {', '.join(map(str, DNS_PORTS))} }}"
             yield f"{asks} tagged {_TAGS[Verdict.DIRECT]} no state tag {_TAGS[Verdict.TUNNEL]}"
             for kind, ports in (("inet", (68, 67)), ("inet6", (546, 547))):
                 dhcp = f"pass out {kind} proto udp from any port {ports[0]} to any port {ports[1]}"
                 yield f"{dhcp} no state tag {_TAGS[Verdict.TUNNEL]}"
         if settings.excluded_uids:
-            yield f"pass out {_TCP_UDP} all user {self._users} no state tag {_USER}"
+            yield f"pass out {TCP_UDP} all user {self._users} no state tag {_USER}"
         if rules:
-            yield f"block return out quick all tagged {_TAGS[Verdict.BLOCK]}{_label('by_rule')}"
+            yield f"block return out quick all tagged {_TAGS[Verdict.BLOCK]}{label('by_rule')}"
 
     def _into_tunnel(self) -> Iterator[str]:
         """A socket from before the tunnel has another source address, and learns here that it is over."""
@@ -296,17 +256,17 @@ class _Writer:
             if tag == _USER:
                 kept = ", ".join(str(port) for port in DNS_PORTS if port != 53)
                 for tunnel in self._tunnels:
-                    yield f"pass {on} {_TCP_UDP} from {tunnel} to any port {{ {kept} }} tagged {tag} {_BOUND}"
+                    yield f"pass {on} {TCP_UDP} from {tunnel} to any port {{ {kept} }} tagged {tag} {BOUND}"
             for version, uplink in self._uplinks.items():
-                by = f"route-to ({checked_name(uplink.name)} {_gateway(uplink)}) {_KINDS[version]}"
+                by = f"route-to ({checked_name(uplink.name)} {gateway(uplink)}) {KINDS[version]}"
                 yield f"pass {on} {by} all tagged {tag} no state tag {PAST}"
         # The kernel's own reports on multicast (RFC 3810 section 5.2.13).
         yield f"block drop {on} inet6 from {{ ::, fe80::/10 }} to any"
-        yield f"block return {on} from any to {_GROUPS}{_label('blocked')}"
+        yield f"block return {on} from any to {_GROUPS}{label('blocked')}"
         for tunnel in self._tunnels:
             yield f"pass {on} proto tcp from {tunnel} to any no state"
-            yield f"pass {on} from {tunnel} to any {_BOUND}"
-        yield f"block return {on} all{_label('stale')}"
+            yield f"pass {on} from {tunnel} to any {BOUND}"
+        yield f"block return {on} all{label('stale')}"
 
     def _tags_past(self) -> Iterator[str]:
         if self._settings.excluded_uids:
@@ -320,12 +280,12 @@ class _Writer:
         if not settings.kill_switch:
             if not settings.lan_allowed:
                 yield from self._to("guests")
-                yield from self._to("lan", f"block return out quick from any to <lan>{_label('blocked')}")
-                yield f"block return out quick from any to <discovery>{_label('blocked')}"
+                yield from self._to("lan", f"block return out quick from any to <lan>{label('blocked')}")
+                yield f"block return out quick from any to <discovery>{label('blocked')}"
             return
         yield f"pass out quick all tagged {_TAGS[Verdict.DIRECT]} no state allow-opts"
         closed = ", ".join(str(port) for port in DNS_PORTS if port != 53)
-        yield f"block return out quick {_TCP_UDP} from any to any port {{ {closed} }}{_label('dns')}"
+        yield f"block return out quick {TCP_UDP} from any to any port {{ {closed} }}{label('dns')}"
         if settings.excluded_uids:
             yield f"pass out quick all tagged {_USER} no state"
         yield from self._to("excluded")
@@ -335,10 +295,10 @@ class _Writer:
             yield "pass out quick from any to <discovery> no state allow-opts"
         if settings.included:
             if not settings.lan_allowed:
-                yield f"block return out quick from any to <discovery>{_label('blocked')}"
-                yield from self._to("lan", f"block return out quick from any to <lan>{_label('blocked')}")
+                yield f"block return out quick from any to <discovery>{label('blocked')}"
+                yield from self._to("lan", f"block return out quick from any to <lan>{label('blocked')}")
             yield "pass out quick from any to ! <included> no state"
-        yield f"block return out quick all{_label('blocked')}"
+        yield f"block return out quick all{label('blocked')}"
 
     def _to(self, title: str, rule: str = "") -> Iterator[str]:
         """A rule about a table, if there is one."""
@@ -346,16 +306,7 @@ class _Writer:
             yield rule or f"pass out quick from any to <{title}> no state"
 
     def _opening(self) -> str:
-        return _label(self._opened.mark) if self._opened.mark else ""
-
-
-def _label(cause: str) -> str:
-    return f' label "{cause}"'
-
-
-def _gateway(uplink: Uplink) -> str:
-    gateway = uplink.gateway or ""
-    return f"{gateway}%{uplink.name}" if gateway.startswith("fe80:") and "%" not in gateway else gateway
+        return label(self._opened.mark) if self._opened.mark else ""
 
 
 def _ports(ports: Iterable[tuple[int, int]]) -> str:

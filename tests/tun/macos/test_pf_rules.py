@@ -9,18 +9,20 @@ from typing import Any
 import pytest
 
 from cryprq_proxy.errors import ConfigError
-from tests.support.macos.both_filters import FOUR, OWN, SETTINGS, SIX, TUN, UPLINKS, WIFI
+from cryprq_proxy.rules.syntax import Verdict
+from tests.support.macos.both_filters import EXIT, FOUR, OWN, SETTINGS, SIX, TUN, UPLINKS, WIFI
 from tests.support.macos.pf_grammar import parse
 from tests.support.macos.pf_model import Judgement, PfPacket, judge, with_anchor
+from tun.firewall.filter_rules import FilterRule, FilterRules
 from tun.firewall.filter_settings import Cgroup, FilterSettings, PagePlace
 from tun.firewall.inbound import NOT_KEPT, Inbound
 from tun.macos.asked import FIRST
-from tun.macos.pf_rules import COUNTERS, Opened, anchor_rules
+from tun.macos.pf_rules import CLOSED, COUNTERS, Opened, anchor_rules
 from tun.macos.pfctl import ANCHORS
 from tun.settings import RESOLVER4
 
 KEPT = Inbound(ephemeral=(49152, 65535))
-FAR = "203.0.113.9"
+FAR, NEIGHBOUR = "203.0.113.9", "192.168.1.9"
 
 
 def comes_in(
@@ -30,12 +32,18 @@ def comes_in(
     inbound: Inbound = NOT_KEPT,
     *,
     source: str = FAR,
+    opened: Opened = CLOSED,
+    others: str = "",
+    before: bool = True,
     **more: Any,
 ) -> Judgement:
+    """`others`: rules of another program, before ours or behind."""
     values: dict[str, Any] = {"proto": "tcp", "source_port": 50000, "destination_port": 22} | more
-    text = anchor_rules(settings, inbound, uplinks=UPLINKS)
+    text = anchor_rules(settings, inbound, opened, UPLINKS)
     packet = PfPacket("in", interface, ip_address(source), ip_address(str(to)), **values)
-    return judge(with_anchor(ANCHORS["client"], text), packet)
+    pf = with_anchor(ANCHORS["client"], text)
+    pf.main.rules = others + pf.main.rules if before else pf.main.rules + others
+    return judge(pf, packet)
 
 
 def test_neighbours_do_not_reach_the_tunnels_address() -> None:
@@ -90,9 +98,77 @@ def test_inbound_keep_answers_by_the_uplink() -> None:
         assert found.passes and not found.keeps
 
 
-def test_without_it_nothing_is_kept() -> None:
-    found = comes_in(WIFI, OWN[4])
-    assert found.passes and not found.keeps and found.reply_to is None
+# --- without it ---
+
+OTHERS = "pass in all flags S/SA keep state\n"
+"""What another program lets in; the state of it lets answers out, and no rule of ours is asked."""
+NEW: list[dict[str, Any]] = [{}, {"proto": "udp", "destination_port": 137}, {"proto": "icmp", "icmp_type": 8}]
+RULES = FilterRules((FilterRule(Verdict.BLOCK, None, ((25, 25),)),))
+
+
+@pytest.mark.parametrize("packet", NEW)
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("changed", [{}, {"rules": RULES}, {"lan": frozenset()}])
+def test_who_may_not_be_answered_does_not_come_in(
+    packet: dict[str, Any], before: bool, changed: dict[str, Any]
+) -> None:
+    settings = replace(SETTINGS, **changed)
+    for others in ("", OTHERS):
+        found = comes_in(WIFI, OWN[4], settings, others=others, before=before, **packet)
+        assert (found.passes, found.returns, found.keeps) == (False, False, False)
+        strict = replace(settings, lan_allowed=False)
+        assert not comes_in(
+            WIFI, OWN[4], strict, source=NEIGHBOUR, others=others, before=before, **packet
+        ).passes
+
+
+@pytest.mark.parametrize("packet", NEW)
+@pytest.mark.parametrize(
+    ("changed", "source"),
+    [
+        ({}, NEIGHBOUR),
+        ({"lan_allowed": False, "excluded": frozenset({ip_network("203.0.113.0/24")})}, FAR),
+        ({"lan_allowed": False, "guests": frozenset({ip_network("203.0.113.0/24")})}, FAR),
+        ({"kill_switch": False}, FAR),
+        # Who is answered is not known by the address then.
+        ({"excluded_uids": frozenset({501})}, FAR),
+        ({"included": frozenset({ip_network("8.8.8.0/24")})}, FAR),
+        ({"rules": FilterRules((FilterRule(Verdict.DIRECT, None, ((22, 22),)),))}, FAR),
+    ],
+)
+def test_who_may_be_answered_comes_in_as_others_decide(
+    packet: dict[str, Any], changed: dict[str, Any], source: str
+) -> None:
+    settings = replace(SETTINGS, **changed)
+    assert comes_in(WIFI, OWN[4], settings, source=source, **packet).passes
+    assert comes_in(WIFI, OWN[4], settings, source=source, others=OTHERS, **packet).keeps
+    others = "block drop in all\n"
+    assert not comes_in(WIFI, OWN[4], settings, source=source, others=others, before=False, **packet).passes
+
+
+def test_in_a_pause_everybody_comes_in() -> None:
+    assert comes_in(WIFI, OWN[4], opened=Opened("open-1", True)).passes
+
+
+def test_rules_are_not_about_answers_to_neighbours() -> None:
+    found = comes_in(WIFI, OWN[4], replace(SETTINGS, rules=RULES), source=NEIGHBOUR)
+    assert found.keeps and found.bound
+
+
+@pytest.mark.parametrize(
+    ("source", "packet"),
+    [
+        (str(EXIT), {"flags": "SA", "source_port": 443, "destination_port": 50001}),
+        (str(EXIT), {"proto": "udp", "source_port": 4433, "destination_port": 62000}),
+        (FAR, {"proto": "udp", "source_port": 53, "destination_port": 50001}),
+        ("192.168.1.1", {"proto": "udp", "source_port": 67, "destination_port": 68}),
+        (FAR, {"proto": "icmp", "icmp_type": 3}),
+    ],
+)
+def test_answers_to_what_is_sent_past_the_tunnel_come_in(source: str, packet: dict[str, Any]) -> None:
+    for settings in (SETTINGS, replace(SETTINGS, lan_allowed=False), replace(SETTINGS, rules=RULES)):
+        found = comes_in(WIFI, OWN[4], settings, source=source, **packet)
+        assert found.passes and not found.keeps
 
 
 def test_text_that_pfctl_prints_is_taken_again() -> None:
