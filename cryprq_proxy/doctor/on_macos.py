@@ -36,6 +36,10 @@ NO_FILTER: Final = (
     "the packet filter and the application firewall of macOS are not looked at: `sudo pfctl -s rules` and the system "
     "settings show what they keep out"
 )
+LOCAL_NETWORK: Final = (
+    "since macOS 15 a program in the background may be kept from the local network: allow Python in the system "
+    "settings (Privacy & Security, Local Network), or run the client in Terminal"
+)
 _WIDEST: Final = "kern.ipc.maxsockbuf"
 
 
@@ -45,6 +49,12 @@ def here() -> bool:
 
 def who_listens(port: int) -> str:
     return f"lsof -nP -iTCP:{port} -sTCP:LISTEN"
+
+
+def keeps_from_the_local_network(problem: str | None) -> bool:
+    """Whether this may be why a running client does not reach what this process reaches: what a terminal starts is
+    allowed to."""
+    return here() and problem is not None and "no route to host" in problem.lower()
 
 
 # --- system-wide mode ---

@@ -26,6 +26,7 @@ from ..crypto.payloads import Feature
 from ..errors import CarrierError, CloseReason, CryprqError, HandshakeError, PeerError, to_be_let_in
 from ..session.wire import ACCEPT, encode_close
 from ..status import ClientStatus
+from . import on_macos
 from .checks import CheckState, CheckVerdict, Context, fail, ok, skip, warn
 
 SECONDS: Final = 10.0
@@ -126,6 +127,11 @@ async def reach(context: Context) -> CheckVerdict:
                 errors.append(f"{endpoint} did not answer within {SECONDS:g} s")
             except CryprqError as error:
                 errors.append(str(error))
+    if not errors and client is not None and on_macos.keeps_from_the_local_network(client.last_error):
+        return warn(
+            f"{'; '.join(found)}, but the running client has no link: {client.last_error}",
+            on_macos.LOCAL_NETWORK,
+        )
     remedy = (
         "look whether the exit runs (`cryprq-proxy status` there) and its firewall lets the port in; where a network "
         "lets out nothing but the web, the exit needs a cryprq+wss:// address"

@@ -16,8 +16,9 @@ from cryprq_proxy.address import Destination
 from cryprq_proxy.base import macos_programs
 from cryprq_proxy.config.client import ClientConfig
 from cryprq_proxy.config.exit import ExitConfig
-from cryprq_proxy.doctor import exit_machine, machine, on_macos
+from cryprq_proxy.doctor import exit_machine, machine, on_macos, reach
 from cryprq_proxy.doctor.checks import CheckState, Context
+from cryprq_proxy.status import ClientStatus
 
 RULES = 'scrub-anchor "com.apple/*" all fragment reassemble\nanchor "com.apple/*" all'
 
@@ -79,6 +80,34 @@ async def test_other_rules_of_pf_than_the_systems_are_named(programs: Programs, 
     assert "pfctl -f /etc/pf.conf" in verdict.remedy
     programs.said["pfctl"] = None
     assert (await machine.tun(context(root))).state is CheckState.OK, "it is not known"
+
+
+@pytest.mark.parametrize(
+    ("problem", "platform", "state"),
+    [
+        ("192.168.1.9:4433 was not reached: no route to host", "darwin", CheckState.WARN),
+        ("192.168.1.9:4433 was not reached: no route to host", "linux", CheckState.OK),
+        ("192.168.1.9:4433 was not reached: connection refused", "darwin", CheckState.OK),
+        (None, "darwin", CheckState.OK),
+    ],
+)
+async def test_a_client_that_is_kept_from_the_local_network(
+    problem: str | None, platform: str, state: CheckState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal may reach it, so this process does."""
+
+    async def dialled(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(reach, "dial", dialled)
+    monkeypatch.setattr(reach, "_kept_in", lambda: None)
+    exits = [SimpleNamespace(endpoints=["192.168.1.9:4433"], ca=None)]
+    config = cast(ClientConfig, SimpleNamespace(upstream=None, exits=lambda: exits))
+    running = ClientStatus(link="down", last_error=problem)
+    verdict = await reach.reach(Context(client=config, running=running))
+    assert verdict.state is state
+    assert ("Local Network" in verdict.remedy) is (state is CheckState.WARN)
 
 
 SETTINGS = """<dictionary> {
