@@ -206,11 +206,13 @@ class _Writer:
             yield f"block drop out quick on ! {self._tun} from {tunnel} to any{label('stale')}"
 
     def _of_every_network(self) -> Iterator[str]:
-        """RFC 2131, RFC 8415, RFC 4861 (133 router solicitation, 135 and 136 neighbours), RFC 3810."""
+        """RFC 2131, RFC 8415, RFC 4861 (133 router solicitation, 135 and 136 neighbours), RFC 3810.
+
+        DHCP is configd's, as root; on macOS low ports are not root's alone."""
         out = f"pass out quick on ! {self._tun}"
-        yield f"{out} inet proto udp from any port 68 to any port 67 no state"
+        yield f"{out} inet proto udp from any port 68 to any port 67 user = 0 no state"
         link = "from fe80::/10 port 546 to { fe80::/10, ff02::1:2 } port 547"
-        yield f"{out} inet6 proto udp {link} no state"
+        yield f"{out} inet6 proto udp {link} user = 0 no state"
         yield f"{out} inet6 proto ipv6-icmp all icmp6-type {{ 133, 135, 136 }} no state"
         yield f"{out} inet6 proto ipv6-icmp from any to ff02::/16 icmp6-type {{ 131, 132, 143 }} no state allow-opts"
 

@@ -109,6 +109,20 @@ def test_the_rules_stand_before_pf_is_enabled_and_all_is_undone(mac: PfMac) -> N
     assert mac.lets_out(str(OUTSIDE), 443)
 
 
+def test_only_roots_dhcp_goes_past_the_tunnel(mac: PfMac) -> None:
+    """On macOS any user may have the low ports, and choose the uplink by IP_BOUND_IF."""
+    mac.up(replace(SETTINGS, lan_allowed=False))
+    for own, to, ports in (
+        ("192.168.1.23", str(OUTSIDE), (68, 67)),
+        ("0.0.0.0", "255.255.255.255", (68, 67)),
+        ("fe80::1c2f:11ff:fe22:3344", "ff02::1:2", (546, 547)),
+    ):
+        ends = ip_address(own), ip_address(to)
+        for uid in (0, 501, None):
+            packet = PfPacket("out", "en0", *ends, "udp", *ports, uid=uid)
+            assert judge(mac.fake.read().pf, packet).passes == (uid == 0), packet
+
+
 @pytest.mark.parametrize(
     ("main", "said"),
     [

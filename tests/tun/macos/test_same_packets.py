@@ -166,6 +166,8 @@ DIFFERENT: list[tuple[str, Mode, Sent, str, str]] = [
     ("macOS routes multicast by itself", OPEN, Sent("225.1.1.1", "udp", 5000), "kept", "out"),
     ("a bound socket's source is translated on Linux", RULES,
      Sent("192.168.1.9", port=2222, source=str(FOUR)), "out", "kept"),
+    ("low ports are anybody's on macOS", NO_LAN, Sent("192.168.1.1", "udp", 67, 68), "out", "kept"),
+    ("low ports are anybody's on macOS", NO_LAN, Sent("fe80::1", "udp", 547, 546), "out", "kept"),
 ]  # fmt: skip
 
 
@@ -257,6 +259,8 @@ def reason_to_differ(mode: Mode, sent: Sent) -> str:
         return "macOS routes multicast by itself"
     if mode.paused:
         return "in a pause macOS has no route into the tunnel"
+    if sent.proto == "udp" and (sent.source_port, sent.port) in ((68, 67), (546, 547)) and sent.uid != ROOT:
+        return "low ports are anybody's on macOS"
     if not found.kill_switch and not found.lan_allowed:
         return "without the kill switch Linux keeps DHCP and ND of a blocked LAN in"
     return ""
