@@ -20,6 +20,7 @@ class PfProgram:
         self.main = {
             "rules": 'scrub-anchor "com.apple/*" all fragment reassemble\nanchor "com.apple/*" all\n',
             "nat": 'nat-anchor "com.apple/*" all\nrdr-anchor "com.apple/*" all\n',
+            "Interfaces": "ALL\nen0\nlo0\nawdl0 (skip)\nutun0\n",
         }
         self.asked: list[str] = []
         self.answers = {"-v -s Anchors": ProgramAnswer("  com.apple\n  com.apple/200.AirDrop\n", NOISE)}
@@ -57,7 +58,7 @@ class PfProgram:
                 return ProgramAnswer("", "pfctl: Use of -f option, could result in flushing of rules\n")
             case ("-a", anchor, "-s", "rules" | "nat" | "labels" as what):
                 return self._listed(anchor, what)
-            case ("-s", "rules" | "nat" as what):
+            case ("-s", "rules" | "nat" as what) | ("-v", "-s", "Interfaces" as what):
                 return ProgramAnswer(self.main[what], NOISE)
             case ("-a", anchor, "-F", "all"):
                 self.anchors.pop(anchor, None)

@@ -6,8 +6,10 @@ an anchor for each packet that comes to it, by any interface in either direction
 Where it was asked for nothing yet, a datagram of our own is sent: to this machine, and then by the uplink, where the
 client's rules refuse it.
 
-`set skip on lo0` in the main ruleset keeps pf away from what this machine sends to itself, and a rule there may decide
-about it before ours. If there is no uplink either, nothing can be proved yet; it is tried again at each look.
+`set skip on lo0` keeps pf away from what this machine sends to itself, as virtual machines of macOS may leave it, and a
+rule of the main ruleset may decide about that before ours. If there is no uplink either, nothing can be proved yet; it
+is tried again at each look. Where pf is kept away from an interface that leads outside, nothing is held in there: that
+is looked at each time.
 
 Not yet run on a Mac.
 """
@@ -15,6 +17,7 @@ Not yet run on a Mac.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from ipaddress import ip_address
 from typing import Final
@@ -30,6 +33,13 @@ NOT_ASKED: Final = (
     "pf has taken our rules and asks none of them, so nothing would be held in: load the system's own rules (pfctl -f "
     "/etc/pf.conf) and start again; if that does not help, --tun cannot work on this Mac"
 )
+SKIPPED: Final = (
+    "pf is kept away from {} (set skip), so nothing would be held in there: take that line out of /etc/pf.conf, or end "
+    "the program that has loaded it, and load the system's own rules (pfctl -f /etc/pf.conf)"
+)
+_OUTSIDE: Final = re.compile(r"(en|ppp|utun|ipsec|bond|vlan|pdp_ip)[0-9]*")
+"""Interfaces that may lead outside, or all of such a kind. Not those of virtual machines, and of AirDrop."""
+_LOOPBACKS: Final = {"lo0", "lo"}
 _UNPROVED: Final = (
     "whether pf asks our rules is not proved yet: nothing can be sent but by lo0, where it does not"
 )
@@ -55,7 +65,7 @@ def send(address: str) -> bool:
 
 
 class AnchorsAsked:
-    """Whether pf asks any of these anchors, which stand side by side. Once proved, it is not looked at again."""
+    """Whether pf asks any of these anchors, which stand side by side. Once proved, that is not looked at again."""
 
     def __init__(self, *anchors: str, run: Run = run) -> None:
         self._anchors = anchors
@@ -64,8 +74,11 @@ class AnchorsAsked:
         self._told = False
 
     def missing(self) -> str:
-        """A sentence where pf is on, our rules stand, and it asks none of them; empty where it does, or where nothing
-        can be known yet. Blocks. Raises PfError."""
+        """A sentence where pf is on, our rules stand, and it asks none of them, or not for all interfaces; empty where
+        it does, or where nothing can be known yet. Blocks. Raises PfError."""
+        skipped = pfctl.skipped(self._run)
+        if outside := sorted(filter(_OUTSIDE.fullmatch, skipped)):
+            return SKIPPED.format(", ".join(outside))
         if self._is_proved():
             return ""
         taken = []
@@ -75,17 +88,17 @@ class AnchorsAsked:
             # Also where it was refused: that may have been one of our rules.
             if self._is_proved():
                 return ""
-        if taken not in ([], [_LOOPBACK]) or self._is_loopback_asked():
+        if taken not in ([], [_LOOPBACK]) or self._is_loopback_asked(skipped):
             return NOT_ASKED
         if not self._told:
             _log.warning("%s", _UNPROVED)
         self._told = True
         return ""
 
-    def _is_loopback_asked(self) -> bool:
+    def _is_loopback_asked(self, skipped: set[str]) -> bool:
         """Whether nothing but our rules can decide about what this machine sends to itself."""
         others = [rule for rule in pfctl.loaded_main(self._run).rules if _OURS not in rule]
-        return not others and "lo0" not in pfctl.skipped(self._run)
+        return not others and not _LOOPBACKS & skipped
 
     def _is_proved(self) -> bool:
         self._proved = self._proved or any(pfctl.asked(anchor, FIRST, self._run) for anchor in self._anchors)

@@ -34,6 +34,7 @@ _WITH_DEVICE: Final = "ends with the program, however that ends"
 _NOTHING: Final = "nothing to undo"
 _DELIVERED: Final[Mapping[tuple[str, ...], str]] = {
     ("-s", "info"): "Status: Disabled",
+    ("-v", "-s", "Interfaces"): "lo0",
     ("-s", "References"): "No pf starter references held",
     ("-s", "rules"): 'scrub-anchor "com.apple/*" all fragment reassemble\nanchor "com.apple/*" all',
     ("-s", "nat"): 'nat-anchor "com.apple/*" all\nrdr-anchor "com.apple/*" all',

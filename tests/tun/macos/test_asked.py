@@ -28,13 +28,12 @@ class Sending:
         self.program = PfProgram()
         self.program.anchors[CLIENT] = "pass quick on lo0 all\n"
         self.program.evaluations = 0
-        self.program.answers["-v -s Interfaces"] = ProgramAnswer("en0\nlo0\nutun0\n")
         self.met: set[str] = set()
         self.refused: set[str] = set()
         self.sent: list[str] = []
 
     def skip(self, interface: str) -> None:
-        self.program.answers["-v -s Interfaces"] = ProgramAnswer(f"en0\n{interface} (skip)\nutun0\n")
+        self.program.main["Interfaces"] = f"ALL\nen0\n{interface} (skip)\nutun0\n"
 
     def send(self, address: str) -> bool:
         self.sent.append(address)
@@ -54,8 +53,8 @@ def test_a_packet_of_others_proves_it_and_it_is_proved_once(sending: Sending) ->
     proof = AnchorsAsked(CLIENT, run=sending.program)
     assert proof.missing() == "" and sending.sent == []
     sending.program.anchors.clear()
-    looks = len(sending.program.asked)
-    assert proof.missing() == "" and len(sending.program.asked) == looks
+    sending.program.asked.clear()
+    assert proof.missing() == "" and sending.program.asked == ["-v -s Interfaces"]
 
 
 @pytest.mark.parametrize("met", TARGETS)
@@ -76,7 +75,7 @@ def test_one_of_ours_proves_it(sending: Sending, met: str, refused: bool) -> Non
         ({UPLINK4}, "lo0"),
         ({UPLINK6}, "lo0"),
         ({UPLINK4, UPLINK6}, ""),
-        ({UPLINK4, UPLINK6}, "en0"),
+        ({UPLINK4, UPLINK6}, "awdl0"),
         (set(TARGETS), ""),
     ],
 )
@@ -92,12 +91,26 @@ def test_packets_that_meet_no_rule_of_ours_are_told(
     assert proof.missing() == ""
 
 
-@pytest.mark.parametrize("by", ["set skip", "a rule in front"])
+@pytest.mark.parametrize("interface", ["en0", "en", "en12", "utun3", "ppp0"])
+def test_an_interface_that_pf_is_kept_away_from_is_told_although_ours_are_asked(
+    sending: Sending, interface: str
+) -> None:
+    sending.program.evaluations = 1
+    proof = AnchorsAsked(CLIENT, run=sending.program)
+    assert proof.missing() == ""
+    sending.skip(interface)
+    assert f"kept away from {interface} (set skip)" in proof.missing()
+    for other in ("lo0", "bridge100", "vmenet0", "awdl0"):
+        sending.skip(other)
+        assert proof.missing() == ""
+
+
+@pytest.mark.parametrize("by", ["lo0", "lo", "a rule in front"])
 def test_offline_where_pf_may_not_ask_for_lo0_nothing_is_known_until_a_network_comes(
     sending: Sending, by: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if by == "set skip":
-        sending.skip("lo0")
+    if by.startswith("lo"):
+        sending.skip(by)
     else:
         sending.program.main["rules"] += "pass quick on lo0 all no state\n"
     sending.refused = {UPLINK4, UPLINK6}

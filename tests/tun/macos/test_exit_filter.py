@@ -120,7 +120,6 @@ async def test_a_pf_that_asks_none_of_our_rules_is_refused(
 ) -> None:
     monkeypatch.setattr(asked, "send", lambda address: True)
     program.evaluations = 0
-    program.answers["-v -s Interfaces"] = ProgramAnswer("en0\nlo0\n")
     with pytest.raises(PfError, match="asks none of them"):
         await up(program, entries)
     undoers = pfctl.undoers(program)
@@ -134,7 +133,7 @@ async def test_packets_are_withheld_once_it_is_known_that_no_rule_is_asked(
 ) -> None:
     monkeypatch.setattr(asked, "send", lambda address: False)
     program.evaluations = 0
-    program.answers["-v -s Interfaces"] = ProgramAnswer("en0\nlo0 (skip)\n")
+    program.main["Interfaces"] = "en0\nlo0 (skip)\n"
     table = await up(program, entries)
     told: list[bool] = []
     table.tell(told.append)
@@ -193,7 +192,7 @@ SCRUB, FILTER = 'scrub-anchor "com.apple/*" all fragment reassemble\n', 'anchor 
 async def test_a_main_ruleset_that_does_not_ask_us_is_refused(
     rules: str, nat: str, said: str, program: PfProgram, entries: list[dict[str, Any]]
 ) -> None:
-    program.main = {"rules": rules, "nat": nat}
+    program.main |= {"rules": rules, "nat": nat}
     assert said in not_evaluated(program)
     if said:
         with pytest.raises(PfError, match="does not evaluate"):

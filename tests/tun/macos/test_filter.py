@@ -165,6 +165,24 @@ def test_a_pf_that_asks_none_of_our_rules_is_refused_and_all_is_undone(
     mac.up(replace(SETTINGS, kill_switch=False))
 
 
+def test_an_uplink_that_pf_is_kept_away_from_is_refused_and_found_later(mac: PfMac) -> None:
+    def skip(*interfaces: str) -> None:
+        with mac.fake.change() as state:
+            state.pf.skipped = list(interfaces)
+
+    skip("en0")
+    with pytest.raises(PfError, match="kept away from en0"):
+        mac.up()
+    skip("lo0")
+    found = mac.up()
+    assert found.difference() == "" and found.standing()
+    skip("lo0", "en0")
+    assert mac.lets_out(str(OUTSIDE), 443)
+    assert "kept away from en0" in found.difference() and not found.standing()
+    with pytest.raises(PfError, match="kept away from en0"):
+        found.restore()
+
+
 def test_what_could_not_be_proved_at_the_start_is_proved_later(
     mac: PfMac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
