@@ -13,6 +13,7 @@ import pytest
 from tests.support.canary_packets import packet
 from tests.support.far_side import FarSide, answer
 from tests.support.mac_stage import ANCHOR, IPV4, IPV6, Family, changed, rules
+from tests.support.macos.machine import FakeMac
 from tests.support.macos.pf_model import Judgement, PfPacket, judge, with_anchor
 from tests.support.macos.state import Pf
 from tun.device.packets import ICMP, ICMP6, TCP, UDP, checksum
@@ -20,6 +21,7 @@ from tun.firewall.filter_settings import ExitEndpoint, FilterSettings
 from tun.macos import pfctl
 from tun.macos.exit_rules import ExitView, Outward
 from tun.macos.exit_rules import text as exit_text
+from tun.macos.main_ruleset import not_evaluated
 from tun.macos.networks import Address
 from tun.macos.pf_rules import anchor_rules
 from tun.settings import ExitNetworkSettings
@@ -161,6 +163,17 @@ def test_packets_find_their_path_through_the_rules_of_both_ends(family: Family) 
     home = ip_address(HOME) if family is IPV4 else ip_address("2001:db8:1::20")
     assert not judged("out", "en0", home, target).passes
     assert judged("out", "en0", home, ip_address("93.184.20.10" if family is IPV4 else "2606::1")).passes
+
+
+def test_only_the_test_may_put_such_rules_in_front(tmp_path: Path) -> None:
+    mac = FakeMac(tmp_path / "mac")
+    with mac.change() as state:
+        pf = all_anchors()
+        state.pf = replace(pf, main=replace(pf.main, rules=state.pf.main.rules))
+    assert not_evaluated(mac.run) == ""
+    with mac.change() as state:
+        state.pf.anchors["com.apple/000.other"] = state.pf.anchors.pop(ANCHOR)
+    assert "of the anchor com.apple/000.other stands in front" in not_evaluated(mac.run)
 
 
 def test_what_has_changed() -> None:
