@@ -100,15 +100,15 @@ def configuration(device: str, mtu: int, wanted: Sequence[Interface], found: Mac
 
 def _readdress(device: str, own: Sequence[Interface], wanted: Sequence[Interface]) -> Iterator[Command]:
     """The kernel takes the first address of the device for the source of what programs send, and appends new ones: so
-    from the first difference on, those that may stay are taken away and come again."""
+    from the first difference on, those that may stay go and come again, each behind the one before. There is always
+    one, since with the last one the routes into the device may go."""
     kept = 0
     while kept < min(len(own), len(wanted)) and own[kept] == wanted[kept]:
         kept += 1
     old, new = own[kept:], wanted[kept:]
-    for address in old:
-        if address in new:
-            yield address_command(device, address, "-alias")
     for address in new:
+        if address in old:
+            yield address_command(device, address, "-alias")
         yield address_command(device, address, "alias")
     for address in old:
         if address not in new:

@@ -33,8 +33,8 @@ _SAMPLE_PROGRAM: Final = "/opt/cryprq-proxy/.venv/bin/cryprq-proxy"
 _HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ProtectHome= hides (systemd.exec(5))."""
 _ACCOUNTS: Final = Path("/Users")
-_PRIVATE: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents")
-"""What macOS shows to no program in the background, in a home directory; the last one is iCloud Drive."""
+_PRIVATE: Final = ("Documents", "Desktop", "Downloads", "Library/Mobile Documents", "Library/CloudStorage")
+"""What macOS shows to no program in the background, in a home directory; the last two are clouds."""
 _FLEETING: Final = (Path("/tmp"), Path("/var/tmp"))
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:")
 

@@ -287,6 +287,7 @@ def test_without_anybody_at_the_screen(
         "HOME/desktop/src",
         "/Users/Alice/Downloads",
         "HOME/Library/Mobile Documents/com~apple",
+        "HOME/Library/CloudStorage/OneDrive",
     ],
 )
 def test_what_macos_shows_to_no_service(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import sys
@@ -23,7 +24,8 @@ from tests.support.macos.utun_pair import UtunPair
 from tests.support.super_packets import KINDS, PAYLOAD, Flow, segments, super_packet
 from tun.device.offload import COMPLETE
 from tun.device.packets import Drop
-from tun.macos.device import Utun, unit_of
+from tun.macos.device import Utun, configuration, unit_of
+from tun.macos.networks import MacInterface
 from tun.macos.programs import Command
 
 HEADS = {4: b"\0\0\0\x02", 6: b"\0\0\0\x1e"}
@@ -146,6 +148,9 @@ def test_opening_asks_the_control_by_its_name(monkeypatch: pytest.MonkeyPatch) -
 # --- what other programs do to it -------------------------------------------------------------------------------------
 
 
+OTHERS = ("198.18.0.1", "198.18.0.2", "198.18.255.53")
+
+
 class Repaired:
     """A device of a fake Mac, up, with addresses of both families and an alias."""
 
@@ -218,6 +223,24 @@ async def test_another_address_of_the_exit_stands_first_too(repaired: Repaired) 
     assert repaired.addresses(4) == ["198.18.0.9", "198.18.255.53"]
     assert repaired.addresses(6) == []
     assert await repaired.device.difference() == ""
+
+
+@pytest.mark.parametrize("there", [*itertools.permutations(OTHERS), OTHERS[:1], OTHERS[:2], OTHERS[2:]])
+@pytest.mark.parametrize("wanted", [OTHERS[:1], OTHERS[:2], OTHERS[1::-1], OTHERS[::-1]])
+def test_addresses_come_in_order_and_one_is_always_there(
+    there: tuple[str, ...], wanted: tuple[str, ...]
+) -> None:
+    device = [ip_interface(each) for each in there]
+    found = MacInterface("utun7", frozenset({"UP"}), 1400, tuple(device))
+    expected = [ip_interface(each) for each in wanted]
+    for command in configuration("utun7", 1400, expected, found):
+        address = ip_interface(command.argv[3].partition("/")[0])
+        if command.argv[-1] == "alias":
+            device.append(address)
+        else:
+            device.remove(address)
+        assert device and len(set(device)) == len(device), command
+    assert device == expected
 
 
 async def test_a_device_that_is_gone_is_told_to_its_reader(repaired: Repaired) -> None:

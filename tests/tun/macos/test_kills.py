@@ -4,6 +4,7 @@ or a reboot make of it: the Mac is as it was before."""
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +12,20 @@ import pytest
 
 from cryprq_proxy.address import Destination
 from cryprq_proxy.base import leftovers
-from tests.support.macos import disturbances
+from tests.support.macos import disturbances, packet
+from tests.support.macos.kernel import Fate, Kernel
 from tests.support.macos.mac_tunnel import stand_in, start
 from tests.support.macos.machine import FakeMac
+from tests.support.macos.packet import End
 from tests.support.macos.utun_pair import UtunPair
 from tests.support.settings import tunnel_settings
 from tun.cleanup import clean
 from tun.macos.programs import Command, ProgramAnswer
 from tun.macos.system import MacOS
 from tun.settings import CLIENT_JOURNAL
+
+DOCS = Path(__file__).parents[3] / "docs" / "macos.md"
+OWN6 = "2001:db8:1:2:1c2f:11ff:fe22:3344"
 
 
 class Killed(BaseException):
@@ -129,4 +135,37 @@ async def test_killed_at_each_command(machine: Machine, then: str, step: int, af
             machine.clean()
         assert differences(before, machine.mac.snapshot()) == [], f"killed at command {last}"
         assert not machine.journal.exists() or not machine.journal.read_bytes()
+    assert last > 20
+
+
+def by_hand(mac: FakeMac) -> None:
+    """Do what the three lines of docs/macos.md say; some of it is not there, which they may be told."""
+    lines = re.search(r"these three open the machine by hand.*?```sh\n(.*?)```", DOCS.read_text(), re.S)
+    assert lines is not None
+    commands = {line.split()[0]: line for line in lines[1].splitlines()}
+    assert set(commands) == {"sudo", "echo", "for"}
+    mac.run(Command(tuple(commands["sudo"].split()[1:])))
+    removal = re.fullmatch(r"echo '(.*)' \| sudo scutil", commands["echo"])
+    loop = re.fullmatch(r"for half in (.*); do sudo (.*) \$half; done", commands["for"])
+    assert removal is not None and loop is not None
+    mac.run(Command(("scutil",), stdin=removal[1] + "\n"))
+    for half in loop[1].split():
+        mac.run(Command((*loop[2].split(), half)))
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it", "after it"])
+async def test_three_commands_by_hand_open_what_a_killed_run_has_closed(
+    machine: Machine, after: bool
+) -> None:
+    resolver = machine.mac.read().store["State:/Network/Global/DNS"]
+    kernel = Kernel(machine.mac)
+    for last in range(1 + after, 1000, 2):
+        if not await machine.die(last, after=after):
+            break
+        by_hand(machine.mac)
+        for own, there in (("192.168.1.23", "198.51.100.80"), (OWN6, "2001:db8:80::80")):
+            sent = packet.udp(End(own, 40_000), End(there, 443))
+            assert kernel.fate(sent) == Fate("en0"), f"killed at command {last}"
+        assert machine.mac.read().store["State:/Network/Global/DNS"] == resolver
+        machine.clean()
     assert last > 20
