@@ -120,10 +120,11 @@ class Schedule:
         self._next(now, LOOK_SECONDS)
 
     def failed(self, now: float, found: str, reason: str) -> None:
-        """It could not be read or put back."""
+        """It could not be read or put back. What was tried may be an event itself, and must not hasten the next try."""
         self.found = found
         self.trouble = reason
         self._log_once(now, reason)
+        self._not_before = max(self._not_before, now + LOOK_SECONDS)
         self._next(now, LOOK_SECONDS)
 
     def status(self) -> RepairStatus:

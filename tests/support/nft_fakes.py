@@ -28,8 +28,10 @@ class Kernel:
         self.chains: list[dict[str, Any]] = []
         """What other programs have put up, as `nft -j list chains` says it."""
         self.unreadable: set[str] = set()
-        self.failure: type[NftError] = UnreadableAnswer
         """Tables with flags: nft prints garbage for them. Writing a table anew leaves none."""
+        self.failure: type[NftError] = UnreadableAnswer
+        self.lasting = False
+        """Whether it goes on after a table was written."""
         self.before_run: Callable[[], None] = lambda: None
 
     def run(self, script: str) -> None:
@@ -45,7 +47,8 @@ class Kernel:
             elif line.startswith("elements = "):
                 sets[title] |= {what: self.now + int(left) for what, left in _TIMED.findall(line)}
         self.tables[table] = sets
-        self.unreadable.discard(table)
+        if not self.lasting:
+            self.unreadable.discard(table)
         self.own_chains[table] = _CHAIN.findall(script)
         self.counters = {name: (int(packets), int(size)) for name, packets, size in _COUNTER.findall(script)}
 

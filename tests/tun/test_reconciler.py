@@ -48,6 +48,21 @@ def test_what_sends_events_is_looked_at_once_and_then_on_events() -> None:
     assert kept.due == 7.0
 
 
+def test_an_event_does_not_hasten_what_failed() -> None:
+    """The event may be of the try itself: of the kill switch, which is put back where no look is possible."""
+    kept = schedule(vital=True)
+    kept.begin()
+    kept.event(0.5)
+    kept.failed(1.0, "", "nft cannot list it")
+    assert kept.due == 1.0 + LOOK_SECONDS
+    kept.event(1.2)
+    assert kept.due == 1.0 + LOOK_SECONDS
+    kept.begin()
+    kept.stands(2.0)
+    kept.event(2.5)
+    assert kept.due == 2.5
+
+
 def test_what_sends_none_is_looked_at_each_second() -> None:
     kept = schedule(polled=True)
     kept.begin()

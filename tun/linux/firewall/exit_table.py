@@ -199,7 +199,7 @@ class ExitFilter(Fact):
                 self._gone = True
                 self._withhold(True)
             try:
-                found = await asyncio.get_running_loop().run_in_executor(None, self._standing.look)
+                found = await asyncio.get_running_loop().run_in_executor(None, self._difference)
             except NftError:
                 self._gone = True
                 self._withhold(True)
@@ -207,6 +207,13 @@ class ExitFilter(Fact):
             self._gone = bool(found)
             self._withhold(self._gone or self._deletions.pending)
             return found
+
+    def _difference(self) -> str:
+        """Asks twice: where nft fails once, no client is held up for it."""
+        try:
+            return self._standing.look()
+        except NftError:
+            return self._standing.look()
 
     async def put_back(self) -> None:
         async with self._changing:

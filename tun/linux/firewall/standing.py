@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cryprq_proxy.base.netlink import NETFILTER, NetlinkSocket, attributes
 
-from .nft import Ask, UnreadableAnswer, ask
+from .nft import Ask, NftError, UnreadableAnswer, ask
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _GET_GENERATION: Final = 10 << 8 | 16
@@ -46,8 +46,9 @@ class Standing:
         self._unchanged_at = None
         try:
             self._written = self._content()
-        except UnreadableAnswer:
-            # Another program has changed it already. No content is equal to this one, so the next look finds it.
+        except NftError:
+            # Another program has changed it already, or nft cannot list it. No content is equal to this one, so the
+            # next look writes it again; what was written stands, so whoever asked for it is not told otherwise.
             self._written = None
 
     def look(self) -> str:

@@ -211,6 +211,30 @@ async def test_a_table_that_cannot_be_looked_at_is_withheld_from(monkeypatch: py
     assert not await table.look() and told == [True, False]
 
 
+async def test_a_look_that_fails_once_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "table_stands", lambda role: True)
+    kernel = Kernel()
+    told: list[bool] = []
+    table = table_in(kernel, monkeypatch, lambda choose: None)
+    table.tell(told.append)
+    answers: list[str | nft.NftError] = [
+        nft.NftError("busy"),
+        "",
+        nft.NftError("busy"),
+        "the table inet cryprq_exit was removed",
+    ]
+
+    def look() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, nft.NftError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(table._standing, "look", look)
+    assert not await table.look() and told == [False]
+    assert await table.look() and told == [False, True]
+
+
 async def test_packets_are_withheld_until_what_began_without_the_table_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

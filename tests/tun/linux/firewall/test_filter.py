@@ -256,6 +256,25 @@ def test_a_table_that_nft_cannot_list_is_replaced(by: str, failure: type[NftErro
     assert client.paused() == 49
 
 
+@pytest.mark.parametrize("failure", [UnreadableAnswer, NftError])
+def test_a_pause_is_open_and_told_although_nft_lists_nothing(failure: type[NftError]) -> None:
+    """An error would say that nothing is open."""
+    kernel = Kernel()
+    client = up(kernel)
+    kernel.unreadable.add(CLIENT)
+    kernel.failure, kernel.lasting = failure, True
+    client.pause(60)
+    assert client.paused() == client.pause_left() == 60
+    client.restore()
+    assert client.paused() == 60
+    client.end_pause()
+    assert client.paused() == client.pause_left() == 0
+    kernel.unreadable.clear()
+    assert client.difference(), "it is written once more, since nobody knows what stands"
+    client.restore()
+    assert client.difference() == ""
+
+
 @pytest.mark.parametrize("by", ["restore", "update"])
 def test_a_pause_goes_on_where_another_program_removed_the_table(by: str) -> None:
     """To the end that was asked for, and with its number, so that its connections go on."""
