@@ -158,14 +158,14 @@ async def test_three_commands_by_hand_open_what_a_killed_run_has_closed(
     machine: Machine, after: bool
 ) -> None:
     resolver = machine.mac.read().store["State:/Network/Global/DNS"]
-    kernel = Kernel(machine.mac)
-    for last in range(1 + after, 1000, 2):
-        if not await machine.die(last, after=after):
-            break
-        by_hand(machine.mac)
-        for own, there in (("192.168.1.23", "198.51.100.80"), (OWN6, "2001:db8:80::80")):
-            sent = packet.udp(End(own, 40_000), End(there, 443))
-            assert kernel.fate(sent) == Fate("en0"), f"killed at command {last}"
-        assert machine.mac.read().store["State:/Network/Global/DNS"] == resolver
-        machine.clean()
+    with Kernel(machine.mac) as kernel:
+        for last in range(1 + after, 1000, 2):
+            if not await machine.die(last, after=after):
+                break
+            by_hand(machine.mac)
+            for own, there in (("192.168.1.23", "198.51.100.80"), (OWN6, "2001:db8:80::80")):
+                sent = packet.udp(End(own, 40_000), End(there, 443))
+                assert kernel.fate(sent) == Fate("en0"), f"killed at command {last}"
+            assert machine.mac.read().store["State:/Network/Global/DNS"] == resolver
+            machine.clean()
     assert last > 20
