@@ -5,12 +5,13 @@
     names                 begin where the rule stands, `../` goes up and `/` begins at the top; `a/*` are all anchors
                           directly below `a`, in the order of their names
     `pass` of nat, rdr    lets a packet pass, and no rule is asked about it
+    `tag` by our names    is what rules of ours let a packet pass for, so who sets it decides without `quick`
 
 A rule that lets a packet in decides too: it passes by ours for what comes in, and its state lets answers out. One that
 only keeps packets from coming in takes nothing from ours. Nor does one for loopback.
 
-Our own anchors are passed over, and so are those of `com.apple/*` whose names are behind ours: the line that names it
-asks ours first.
+Our own anchors are passed over, and so are the rules of those of `com.apple/*` whose names are behind ours: the line
+that names it asks ours first. Not so translations, all of which come before all rules.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _RULES: Final = frozenset({"pass", "block"})
 _TRANSLATIONS: Final = frozenset({"nat", "rdr", "binat"})
 _OF_NO_WEIGHT: Final = frozenset({"scrub", "scrub-anchor", "dummynet", "dummynet-anchor", "no"})
 """They decide about no packet."""
+_OUR_TAGS: Final = re.compile(r'\btag "?cryprq_')
 _SHOWN: Final = 80
 """Characters of a line or a name that are told."""
 
@@ -100,6 +102,8 @@ class _InFront:
     def _line(self, line: str, place: _Place, *, nested: bool) -> str | None:
         """None for what decides nothing; else what is to be added to it. The anchor that it asks waits then."""
         words = line.partition('"')[0].split() or [""]
+        if _OUR_TAGS.search(line):
+            return ""
         if words[0] in _OF_NO_WEIGHT:
             return None
         if words[0] in _RULES or words[0] in _TRANSLATIONS:
@@ -114,19 +118,19 @@ class _InFront:
         return None
 
     def _await(self, place: _Place) -> None:
-        for name in self._called(place.name):
+        for name in self._called(place):
             found = place._replace(name=name)
             if not _OURS.fullmatch(name) and found not in self._seen:
                 self._seen.add(found)
                 self.waiting.append(found)
 
-    def _called(self, name: str) -> Iterator[str]:
-        """The anchors by these full names that are there."""
-        if not name.endswith("/*"):
-            return iter([name] if name in self._anchors else [])
-        parent = name.removesuffix("/*")
+    def _called(self, place: _Place) -> Iterator[str]:
+        """The anchors by this full name that are there, as far as they are asked before ours."""
+        if not place.name.endswith("/*"):
+            return iter([place.name] if place.name in self._anchors else [])
+        parent = place.name.removesuffix("/*")
         children = (each for each in self._anchors if each.rpartition("/")[0] == parent)
-        return (each for each in children if parent != _PARENT or each < _LAST)
+        return (each for each in children if parent != _PARENT or place.what == "nat" or each < _LAST)
 
 
 def _asked(line: str, place: _Place) -> _Place | None:

@@ -101,6 +101,11 @@ LEAKS = [
     # Below com.apple as well.
     (FILTER, {"com.apple/005.other": PASS}, "of the anchor com.apple/005.other stands"),
     (FILTER, {"com.apple/005": 'anchor "a/b" all\n', "com.apple/005/a/b": PASS}, "com.apple/005/a/b stands"),
+    # A tag of ours decides, in rules of ours, also where the rule that sets it does not.
+    ("pass out all no state tag cryprq_direct\n" + FILTER, {}, '"pass out all no state tag cryprq_direct" stands'),
+    ("pass out all no state tag cryprq_past\n" + FILTER, {}, "cryprq_past"),
+    (OTHER, {"other": "pass out all no state tag cryprq_past\n"}, "of the anchor other stands"),
+    ('anchor "other" all tag cryprq_past\n' + FILTER, {"other": ""}, "tag cryprq_past"),
     # The line that asks us may ask us about some packets only.
     ('anchor "com.apple/*" all tagged OURS\n', {}, "(anchor is missing"),
     ('anchor "com.apple/*" on en5 all\n', {}, "(anchor is missing"),
@@ -189,6 +194,7 @@ def test_what_decides_in_front_or_cannot_be_followed_is_refused(
         (FILTER + 'anchor "other" all\n', {"other": PASS}),
         (FILTER, {"com.apple/200.AirDrop": PASS}),
         (FILTER, {"com.apple/005.other": "pass out all no state\n"}),
+        ("pass out all no state tag other\n" + FILTER, {}),
         # Our own rules are not in front of ours, and those of macOS are asked behind them.
         ('anchor "com.apple/*" in on en5 all\n' + FILTER, {"com.apple/200.AirDrop": PASS}),
         (f'anchor "{OURS}" quick all\n' + FILTER, {}),
@@ -214,6 +220,22 @@ def test_what_takes_nothing_from_our_rules_is_left(
             "of the anchor other stands",
         ),
         ("nat on en0 inet all -> 192.168.1.23\n", {}, ""),
+        # All translations come before all rules, so one behind ours by its name decides as well.
+        (
+            "",
+            {"com.apple/org.example": "nat pass on en0 inet all -> 192.168.1.23\n"},
+            "of the anchor com.apple/org.example stands",
+        ),
+        (
+            "",
+            {
+                "com.apple/200.AirDrop": 'nat-anchor "inner" all\n',
+                "com.apple/200.AirDrop/inner": "nat pass on en0 inet all -> 192.168.1.23\n",
+            },
+            "of the anchor com.apple/200.AirDrop/inner stands",
+        ),
+        ("", {"com.apple/org.example": "nat on en0 inet all -> 192.168.1.23\n" + PASS}, ""),
+        ("", {"com.apple/org.example": "nat on en0 inet all tag cryprq_past -> 192.168.1.23\n"}, "cryprq_past"),
         ("rdr pass on lo0 inet proto tcp from any to any port = 80 -> 127.0.0.1 port 8080\n", {}, ""),
     ],
 )
@@ -224,6 +246,39 @@ def test_a_translation_that_asks_no_rule_is_refused(
     assert leaves(mac.read().pf).passes == bool(said)
     found = not_evaluated(mac.run)
     assert (said in found) if said else found == ""
+
+
+@pytest.mark.parametrize("kind", ["rdr", "binat"])
+def test_every_translation_below_com_apple_that_asks_no_rule_is_refused(kind: str, tmp_path: Path) -> None:
+    """By an `rdr pass` packets come in that no rule of ours has seen, and their state lets answers out."""
+    mac = FakeMac(tmp_path / "mac")
+    rule = f"{kind} pass on en0 inet from 192.168.1.23 to any -> 192.168.1.24"
+    with mac.change() as state:
+        state.pf.anchors["com.apple/org.example"] = Anchor("", rule + "\n")
+    assert f'"{rule}" of the anchor com.apple/org.example stands' in not_evaluated(mac.run)
+
+
+@pytest.mark.parametrize("place", ["com.apple/100.InternetSharing", "com.apple.internet-sharing"])
+def test_internet_sharing_of_macos_is_left(place: str, tmp_path: Path) -> None:
+    """Its rules as public reports show them, below com.apple or asked by lines of the main ruleset."""
+    mac = FakeMac(tmp_path / "mac")
+    with mac.change() as state:
+        anchors, main = state.pf.anchors, state.pf.main
+        if "/" not in place:
+            main.rules += f'anchor "{place}" all\n'
+            main.nat += f'nat-anchor "{place}" all\nrdr-anchor "{place}" all\n'
+        anchors[place] = Anchor(
+            'scrub-anchor "base_v4" all fragment reassemble\nanchor "base_v4" all\n',
+            'nat-anchor "base_v4" all\nrdr-anchor "base_v4" all\n',
+        )
+        anchors[f"{place}/base_v4"] = Anchor(
+            "scrub on en0 all no-df fragment reassemble\npass on en0 all flags any keep state\n"
+            "pass on bridge100 all flags any keep state rtable 2\n",
+            "nat on en0 inet from 192.168.2.0/24 to any -> (en0:0) extfilter ei\n"
+            "no nat on bridge100 inet from 192.168.2.1 to 192.168.2.0/24\n"
+            "rdr on bridge100 inet proto tcp from 192.168.2.0/24 to any port = 21 -> 127.0.0.1 port 8021\n",
+        )
+    assert not_evaluated(mac.run) == ""
 
 
 NAMES = ("a", "a/b", "a/*", "*", "/a", "/a/*", "../b", "../*", "b", "/com.apple/*")
@@ -262,7 +317,7 @@ def test_very_many_anchors_in_front_are_an_answer(tmp_path: Path) -> None:
     assert "more than 64 anchors" in not_evaluated(mac.run)
 
 
-def test_a_mac_as_it_is_delivered_costs_three_looks(tmp_path: Path) -> None:
+def test_a_mac_as_it_is_delivered_costs_five_looks(tmp_path: Path) -> None:
     mac, asked = FakeMac(tmp_path / "mac"), []
 
     def run(command: Command) -> ProgramAnswer:
@@ -270,7 +325,13 @@ def test_a_mac_as_it_is_delivered_costs_three_looks(tmp_path: Path) -> None:
         return mac.run(command)
 
     assert not_evaluated(run) == ""
-    assert asked == ["pfctl -s rules", "pfctl -s nat", "pfctl -v -s Anchors"]
+    assert asked == [
+        "pfctl -s rules",
+        "pfctl -s nat",
+        "pfctl -v -s Anchors",
+        "pfctl -a com.apple/200.AirDrop -s nat",
+        "pfctl -a com.apple/250.ApplicationFirewall -s nat",
+    ]
 
 
 def test_a_list_of_anchors_that_breaks_off_is_no_answer(tmp_path: Path) -> None:
