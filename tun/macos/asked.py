@@ -9,7 +9,8 @@ client's rules refuse it.
 `set skip on lo0` keeps pf away from what this machine sends to itself, as virtual machines of macOS may leave it, and a
 rule of the main ruleset may decide about that before ours. If there is no uplink either, nothing can be proved yet; it
 is tried again at each look. Where pf is kept away from an interface that leads outside, nothing is held in there: that
-is looked at each time.
+is looked at each time. Any may lead outside but loopback, those of AirDrop, and, while no default route of all programs
+leads there, those of virtual machines.
 
 Not yet run on a Mac.
 """
@@ -22,7 +23,10 @@ import socket
 from ipaddress import ip_address
 from typing import Final
 
-from . import pfctl
+from cryprq_proxy.errors import CryprqError
+
+from . import networks, pfctl
+from .pfctl import PfError
 from .programs import Run, run
 
 _log = logging.getLogger(__name__)
@@ -37,9 +41,12 @@ SKIPPED: Final = (
     "pf is kept away from {} (set skip), so nothing would be held in there: take that line out of /etc/pf.conf, or end "
     "the program that has loaded it, and load the system's own rules (pfctl -f /etc/pf.conf)"
 )
-_OUTSIDE: Final = re.compile(r"(en|ppp|utun|ipsec|bond|vlan|pdp_ip)[0-9]*")
-"""Interfaces that may lead outside, or all of such a kind. Not those of virtual machines, and of AirDrop."""
-_LOOPBACKS: Final = {"lo0", "lo"}
+_LOOPBACKS: Final = frozenset({"lo0", "lo"})
+"""The interface, and the group of all such."""
+_INSIDE: Final = _LOOPBACKS | {"awdl0", "llw0"}
+"""These lead to this machine, and to devices beside it without a router."""
+_OF_MACHINES: Final = re.compile(r"bridge1[0-9][0-9]|vmenet[0-9]+", re.ASCII)
+"""Those of virtual machines. bridge0 and its like are a person's, and may be the uplink."""
 _UNPROVED: Final = (
     "whether pf asks our rules is not proved yet: nothing can be sent but by lo0, where it does not"
 )
@@ -55,12 +62,13 @@ _PORT: Final = 9
 def send(address: str) -> bool:
     """Send an empty datagram there; whether it was taken."""
     version = ip_address(address).version
-    with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        try:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
             sender.sendto(b"", (address, _PORT))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
@@ -77,7 +85,7 @@ class AnchorsAsked:
         """A sentence where pf is on, our rules stand, and it asks none of them, or not for all interfaces; empty where
         it does, or where nothing can be known yet. Blocks. Raises PfError."""
         skipped = pfctl.skipped(self._run)
-        if outside := sorted(filter(_OUTSIDE.fullmatch, skipped)):
+        if outside := sorted(self._outside(skipped)):
             return SKIPPED.format(", ".join(outside))
         if self._is_proved():
             return ""
@@ -94,6 +102,21 @@ class AnchorsAsked:
             _log.warning("%s", _UNPROVED)
         self._told = True
         return ""
+
+    def _outside(self, skipped: set[str]) -> set[str]:
+        """Those of them that may lead outside."""
+        machines = set(filter(_OF_MACHINES.fullmatch, skipped))
+        # Most Macs have none, and are spared a look at their routes.
+        return (skipped - _INSIDE - machines) | (machines & self._uplinks() if machines else set())
+
+    def _uplinks(self) -> set[str]:
+        """Where the default routes lead that all programs use."""
+        try:
+            state = networks.look(self._run)
+        except CryprqError as error:
+            raise PfError(str(error)) from None
+        defaults = set(networks.DEFAULTS.values())
+        return {route.interface for route in state.routes if route.prefix in defaults and not route.scoped}
 
     def _is_loopback_asked(self, skipped: set[str]) -> bool:
         """Whether nothing but our rules can decide about what this machine sends to itself."""

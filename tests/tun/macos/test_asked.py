@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from tests.support.macos.machine import FakeMac
-from tests.support.macos.state import Anchor
+from tests.support.macos.state import Anchor, Interface, Route
 from tests.support.pf_program import PfProgram
 from tun.macos import asked, pfctl
 from tun.macos.asked import FIRST, NOT_ASKED, TARGETS, AnchorsAsked, send
-from tun.macos.programs import ProgramAnswer
+from tun.macos.pfctl import PfError
+from tun.macos.programs import Command, ProgramAnswer
 
 CLIENT, EXIT = pfctl.ANCHORS["client"], pfctl.ANCHORS["exit"]
 LOOPBACK, UPLINK4, UPLINK6 = TARGETS
@@ -91,7 +92,25 @@ def test_packets_that_meet_no_rule_of_ours_are_told(
     assert proof.missing() == ""
 
 
-@pytest.mark.parametrize("interface", ["en0", "en", "en12", "utun3", "ppp0"])
+@pytest.mark.parametrize(
+    "interface",
+    [
+        "en0",
+        "en",
+        "en12",
+        "utun3",
+        "ppp0",
+        "bridge0",
+        "bridge",
+        "bridge1",
+        "bridge1000",
+        "feth0",
+        "ap1",
+        "fw0",
+        "vmenet",
+        "all",
+    ],
+)
 def test_an_interface_that_pf_is_kept_away_from_is_told_although_ours_are_asked(
     sending: Sending, interface: str
 ) -> None:
@@ -100,9 +119,41 @@ def test_an_interface_that_pf_is_kept_away_from_is_told_although_ours_are_asked(
     assert proof.missing() == ""
     sending.skip(interface)
     assert f"kept away from {interface} (set skip)" in proof.missing()
-    for other in ("lo0", "bridge100", "vmenet0", "awdl0"):
+    for other in ("lo0", "lo", "awdl0", "llw0"):
         sending.skip(other)
         assert proof.missing() == ""
+
+
+@pytest.mark.parametrize("interface", ["bridge100", "bridge199", "vmenet0"])
+def test_an_interface_of_virtual_machines_may_be_skipped_unless_a_default_route_leads_there(
+    interface: str, tmp_path: Path
+) -> None:
+    mac = FakeMac(tmp_path / "mac")
+    with mac.change() as state:
+        state.interfaces.append(Interface(interface, 20, ["UP", "RUNNING"], 1500))
+        state.pf.enabled, state.pf.skipped = True, [interface]
+        state.pf.anchors[CLIENT] = Anchor(f'pass quick on lo0 all label "{FIRST}"\n')
+        state.interfaces.append(Interface(interface, 20, ["UP", "RUNNING"]))
+        # As macOS has one for sockets that are bound to the interface.
+        state.routes.append(Route("0.0.0.0/0", "link#20", interface, "UCSIg"))
+    proof = AnchorsAsked(CLIENT, run=mac.run)
+    assert proof.missing() == ""
+    for default, gateway in (("0.0.0.0/0", "192.168.64.1"), ("::/0", "fe80::1%en0")):
+        with mac.change() as state:
+            state.routes.append(Route(default, gateway, interface, "UGSc"))
+        assert f"kept away from {interface} (set skip)" in proof.missing()
+        with mac.change() as state:
+            state.routes.pop()
+    assert proof.missing() == ""
+
+
+def test_where_routes_cannot_be_read_nobody_knows_where_they_lead(sending: Sending) -> None:
+    def run(command: Command) -> ProgramAnswer:
+        return sending.program(command) if command.argv[0] == "pfctl" else ProgramAnswer("", "", 1)
+
+    sending.skip("bridge100")
+    with pytest.raises(PfError):
+        AnchorsAsked(CLIENT, run=run).missing()
 
 
 @pytest.mark.parametrize("by", ["lo0", "lo", "a rule in front"])
@@ -146,6 +197,15 @@ def test_an_empty_datagram_is_sent_to_this_machine() -> None:
             patch.setattr(asked, "_PORT", there.getsockname()[1])
             assert send(LOOPBACK)
         assert there.recvfrom(9)[0] == b""
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EMFILE])
+def test_a_socket_that_cannot_be_had_is_no_error(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: Any) -> None:
+        raise OSError(code, "no socket")
+
+    monkeypatch.setattr(socket, "socket", refused)
+    assert not send(LOOPBACK)
 
 
 @pytest.mark.parametrize("address", TARGETS)

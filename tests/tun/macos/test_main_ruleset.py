@@ -102,7 +102,11 @@ LEAKS = [
     (FILTER, {"com.apple/005.other": PASS}, "of the anchor com.apple/005.other stands"),
     (FILTER, {"com.apple/005": 'anchor "a/b" all\n', "com.apple/005/a/b": PASS}, "com.apple/005/a/b stands"),
     # A tag of ours decides, in rules of ours, also where the rule that sets it does not.
-    ("pass out all no state tag cryprq_direct\n" + FILTER, {}, '"pass out all no state tag cryprq_direct" stands'),
+    (
+        "pass out all no state tag cryprq_direct\n" + FILTER,
+        {},
+        '"pass out all no state tag cryprq_direct" stands',
+    ),
     ("pass out all no state tag cryprq_past\n" + FILTER, {}, "cryprq_past"),
     (OTHER, {"other": "pass out all no state tag cryprq_past\n"}, "of the anchor other stands"),
     ('anchor "other" all tag cryprq_past\n' + FILTER, {"other": ""}, "tag cryprq_past"),
@@ -235,7 +239,11 @@ def test_what_takes_nothing_from_our_rules_is_left(
             "of the anchor com.apple/200.AirDrop/inner stands",
         ),
         ("", {"com.apple/org.example": "nat on en0 inet all -> 192.168.1.23\n" + PASS}, ""),
-        ("", {"com.apple/org.example": "nat on en0 inet all tag cryprq_past -> 192.168.1.23\n"}, "cryprq_past"),
+        (
+            "",
+            {"com.apple/org.example": "nat on en0 inet all tag cryprq_past -> 192.168.1.23\n"},
+            "cryprq_past",
+        ),
         ("rdr pass on lo0 inet proto tcp from any to any port = 80 -> 127.0.0.1 port 8080\n", {}, ""),
     ],
 )
