@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -68,6 +68,8 @@ class Filter:
         """Resolvers that are being asked for an exit's name, and until when they may be, by `clock`."""
         self._pause_until = -math.inf
         """When the pause is over, by `clock`."""
+        self._counted: Mapping[str, Count] = NO_COUNTS
+        """As they were last read, for a table that has to be replaced while nft cannot list it."""
         self._standing = Standing(CLIENT, ask)
         self._standing.written()
 
@@ -139,6 +141,8 @@ class Filter:
         except NftError:
             # Another program has changed it, or nft cannot list it: what it held is replaced as if it were gone.
             listed = None
+        else:
+            self._counted = nft.counts(listed or [])
         now = openings(listed or [])
         if pause is None:
             # Where a table stands it may have been closed early; where none stands it was removed.
@@ -146,8 +150,7 @@ class Filter:
         if bootstrap is None:
             bootstrap = self._asked_now() if listed is None else now.bootstrap
         wanted = Openings(pause, bootstrap)
-        counted = nft.counts(listed or [])
-        self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, counted)
+        self.settings = _put_up(self._run, settings, self._inbound, self._marks, wanted, self._counted)
         self._standing.written()
 
     def ended(self) -> Callable[[], object]:
@@ -196,6 +199,8 @@ class Filter:
     def counters(self) -> dict[str, Count]:
         """What was kept in, by cause (COUNTERS); zeros if the table does not stand."""
         found = nft.counts(self._ask("list", "counters", "table", "inet", CLIENT) or [])
+        if found:
+            self._counted = found
         return {cause: found.get(cause, Count(0, 0)) for cause in COUNTERS}
 
     @contextmanager
@@ -227,14 +232,20 @@ class Filter:
     def pause(self, seconds: int) -> None:
         """New connections of this machine go past the tunnel, DNS to the network's resolvers, for `seconds`.
 
-        Tunnelled connections and containers stay in the tunnel. Raises LocalError if out of range.
+        Tunnelled connections and containers stay in the tunnel. Raises LocalError if out of range. What is
+        raised after the kernel has taken it closes it again.
         """
         if not 0 < seconds <= MAX_PAUSE:
             raise LocalError(f"a pause lasts from 1 to {MAX_PAUSE} seconds")
         until = self._clock() + seconds
         if not self.pause_left():
             self._marks = self._marks.next_pause()
-        self._replace(self.settings, pause=seconds)
+        try:
+            self._replace(self.settings, pause=seconds)
+        except NftError:
+            with suppress(NftError):
+                self.restore()
+            raise
         self._pause_until = until
 
     def end_pause(self) -> None:
