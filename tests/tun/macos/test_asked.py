@@ -133,7 +133,6 @@ def test_an_interface_of_virtual_machines_may_be_skipped_unless_a_default_route_
         state.interfaces.append(Interface(interface, 20, ["UP", "RUNNING"], 1500))
         state.pf.enabled, state.pf.skipped = True, [interface]
         state.pf.anchors[CLIENT] = Anchor(f'pass quick on lo0 all label "{FIRST}"\n')
-        state.interfaces.append(Interface(interface, 20, ["UP", "RUNNING"]))
         # As macOS has one for sockets that are bound to the interface.
         state.routes.append(Route("0.0.0.0/0", "link#20", interface, "UCSIg"))
     proof = AnchorsAsked(CLIENT, run=mac.run)
