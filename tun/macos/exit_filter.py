@@ -76,8 +76,7 @@ class MacExitFilter(Fact):
         if not self._written:
             raise PfError(f"pf has taken the rules of {anchor} and has none of them: this is no known macOS")
         self._token = pfctl.enable(self._record, self._run)
-        if said := self._asked.missing():
-            raise PfError(said)
+        self._check_asked()
         # What began while an exit that was killed had no rules.
         self._end_untranslated()
 
@@ -128,9 +127,12 @@ class MacExitFilter(Fact):
         self._write()
         if not pfctl.enabled(self._run) or not pfctl.holds(self._token, self._run):
             self._token = pfctl.enable(self._record, self._run)
+        self._check_asked()
+        self._end_untranslated()
+
+    def _check_asked(self) -> None:
         if said := self._asked.missing():
             raise PfError(said)
-        self._end_untranslated()
 
     def _end_untranslated(self) -> None:
         """What began without our rules is known to pf as not translated, for as long as it goes on. The states do not
